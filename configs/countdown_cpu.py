@@ -1,0 +1,104 @@
+"""Countdown with a device LLM of 0.6 M parameters: the whole method on a CPU in ten minutes.
+
+`configs/countdown_cpu.py:smoke` does every step of it, much smaller, as a health check.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """The experiment in full, or its `smoke` form."""
+    config = ConfigDict()
+    config.seed = 0
+    config.keep_checkpoints = 2
+    config.task = ConfigDict(
+        {
+            "name": "countdown",
+            "train": 8000,
+            "validation": 500,
+            "test": 2000,
+            "four": 0.3,  # share of prompts with four numbers, the others have three
+            "numbers": (1, 25),
+            "targets": (10, 99),
+            "seed": 0,
+        }
+    )
+    config.device = ConfigDict(
+        {
+            "vocabulary": 160,
+            "width": 128,
+            "layers": 4,
+            "heads": 4,
+            "kv_heads": 1,
+            "head_size": 32,
+            "mlp": 256,
+            "rope_base": 10_000.0,
+            "norm_epsilon": 1e-6,
+            "tied_embeddings": True,
+            "param_dtype": "float32",
+            "compute_dtype": "float32",
+            "remat": "none",
+        }
+    )
+    config.cloud = ConfigDict({"kind": "oracle", "accuracy": 0.935, "seed": 0})
+    config.sampling = ConfigDict(
+        {
+            "group": 8,
+            "prompt_tokens": 12,
+            "response_tokens": 128,
+            "temperature": 1.0,
+            "cache_segment": 32,
+        }
+    )
+    config.start = ConfigDict(
+        {
+            "steps": 1000,
+            "batch": {"prompts": 64, "micro_prompts": 16, "length_buckets": 4},
+            "optimizer": _optimizer(rate=3e-3, schedule="cosine", warmup_steps=50),
+            "traces": {"max_tokens": 128, "solve": 0.9, "give_up": 0.06, "err": 0.06},
+        }
+    )
+    config.learning = ConfigDict(
+        {
+            "steps": 120,
+            "batch": {"prompts": 32, "micro_prompts": 2, "length_buckets": 4},
+            "optimizer": _optimizer(rate=3e-4, schedule="constant", warmup_steps=5),
+            "gapg": {
+                "reward": {"answer": 1.0, "call": 0.3, "format": 0.0},
+                "filter": {"enabled": True, "rho": 3 / 7, "solved": "any_correct"},
+            },
+            "collapse_patience": 3,
+        }
+    )
+    config.evaluation = ConfigDict(
+        {"every": 20, "validation_prompts": 256, "test_prompts": 2000, "cap": 0.3, "batch": 256}
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    if size == "smoke":
+        _shrink(config)
+    elif size != "full":
+        raise ValueError(f"configs/countdown_cpu.py takes 'full' or 'smoke', not {size!r}.")
+    return config
+
+
+def _optimizer(rate: float, schedule: str, warmup_steps: int) -> dict:
+    return {
+        "rate": rate,
+        "schedule": schedule,
+        "warmup_steps": warmup_steps,
+        "clip": 1.0,
+        "weight_decay": 0.0,
+        "b1": 0.9,
+        "b2": 0.999,
+        "epsilon": 1e-8,
+    }
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Under a minute after compilation; too short to learn much."""
+    config.task.update({"train": 500, "validation": 64, "test": 64})
+    config.start.steps = 60
+    config.learning.steps = 4
+    config.evaluation.update(
+        {"every": 2, "validation_prompts": 64, "test_prompts": 64, "batch": 64}
+    )

@@ -1,0 +1,38 @@
+"""Runs an experiment: `python -m experiments.launch --config=configs/countdown_cpu.py --workdir=DIR`.
+
+Any setting can be overridden on the command line (`--config.learning.steps=200`); running the same
+command again in the same workdir resumes it.
+"""
+
+import sys
+
+import rich.console
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from offload_jax.training.detectors import RunError
+from offload_jax.training.experiment import from_config
+from offload_jax.training.run import run
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment, e.g. configs/x.py[:smoke]."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.")
+
+
+def main(argv: list[str]) -> None:
+    """Parses, checks and runs; a mistake in the settings is one sentence on stderr, status 2."""
+    console = rich.console.Console()
+    logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}")
+        run(from_config(CONFIG.value), WORKDIR.value, console)
+    except (ValueError, RunError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,215 @@
+"""The device LLM as plain functions of its weights: forward for training, prefill and decode.
+
+A batch is P prompts with G responses each. A prompt is right-padded to S tokens and computed once
+for its whole group; response token t stands at position `prompt_length + t`.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from offload_jax.device.attention import KeyValues, attend, rotate
+from offload_jax.device.config import DeviceConfig
+from offload_jax.device.params import Params
+from offload_jax.sharding import constrain
+
+
+def forward(
+    params: Params,
+    config: DeviceConfig,
+    prompts: Int[Array, "P S"],
+    prompt_lengths: Int[Array, "P"],
+    responses: Int[Array, "P G T"],
+) -> Float[Array, "P G T D"]:
+    """Final hidden states that predict each response token (see `token_logprobs`).
+
+    State t comes from the token before response token t: the prompt's last token for t = 0. The
+    response's last token is therefore never an input.
+    """
+    P, G, T = responses.shape
+    S = prompts.shape[1]
+    prompt_mask = jnp.arange(S) < prompt_lengths[:, None]
+    prompt_positions = jnp.arange(S)[None, None]
+    positions = (prompt_lengths[:, None] + jnp.arange(T - 1))[:, None]
+
+    def layer(streams, weights):
+        x_prompt, x = streams
+        queries, prompt_kv = _project(weights, config, x_prompt, prompt_positions)
+        mixed = attend(queries, prompt_kv, _causal(S))
+        x_prompt = _residuals(weights, config, x_prompt, mixed)
+
+        queries, own = _project(weights, config, x, positions)
+        shared = jax.tree.map(lambda kv: kv[:, 0], prompt_kv)
+        mixed = attend(queries, own, _causal(T - 1), shared, prompt_mask)
+        return (x_prompt, _residuals(weights, config, x, mixed)), None
+
+    streams = (
+        _embed(params, config, prompts[:, None]),
+        _embed(params, config, responses[..., :-1]),
+    )
+    (x_prompt, x), _ = jax.lax.scan(_rematerialised(layer, config), streams, params["layers"])
+    last = jnp.take_along_axis(x_prompt, (prompt_lengths - 1)[:, None, None, None], axis=2)
+    x = jnp.concatenate([jnp.broadcast_to(last, (P, G, *last.shape[2:])), x], axis=2)
+    return _rms_norm(x, params["final_norm"], config)
+
+
+def prefill(
+    params: Params,
+    config: DeviceConfig,
+    prompts: Int[Array, "P S"],
+    prompt_lengths: Int[Array, "P"],
+) -> tuple[Float[Array, "P V"], KeyValues]:
+    """Next-token logits after each prompt, and the prompts' keys and values [L, P, K, S, N]."""
+    S = prompts.shape[1]
+
+    def layer(x, weights):
+        queries, kv = _project(weights, config, x, jnp.arange(S)[None, None])
+        x = _residuals(weights, config, x, attend(queries, kv, _causal(S)))
+        return x, jax.tree.map(lambda a: a[:, 0], kv)
+
+    x, cache = jax.lax.scan(layer, _embed(params, config, prompts[:, None]), params["layers"])
+    last = jnp.take_along_axis(x[:, 0], (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
+    return logits(params, config, _rms_norm(last, params["final_norm"], config)), cache
+
+
+def decode(
+    params: Params,
+    config: DeviceConfig,
+    tokens: Int[Array, "P G"],
+    step: Int[Array, ""],
+    prompt_lengths: Int[Array, "P"],
+    prompt_caches: list[KeyValues],
+    caches: list[KeyValues],
+) -> tuple[Float[Array, "P G V"], list[KeyValues]]:
+    """Reads response token `step` of every row, writes its keys and values, predicts the next.
+
+    Args:
+        params: the weights, their layers unstacked (see `unstack_layers`).
+        config: the shape of the device LLM.
+        tokens: response token number `step` of every row.
+        step: which response position `tokens` stand at; the same for all rows.
+        prompt_lengths: real tokens of each prompt.
+        prompt_caches: per layer, keys and values of the prompts, [P, K, S, N].
+        caches: per layer, keys and values of the responses, [P, G, K, T, N]; positions below
+            `step` are filled.
+
+    Returns:
+        Logits of the next token, float32, and the caches with position `step` filled.
+    """
+    S, T = prompt_caches[0].keys.shape[-2], caches[0].keys.shape[-2]
+    prompt_mask = jnp.arange(S) < prompt_lengths[:, None]
+    seen = (jnp.arange(T) <= step)[None, None, None]
+    positions = (prompt_lengths + step)[:, None, None]
+    x = _embed(params, config, tokens[..., None])
+    filled = []
+    for weights, prompt_kv, cache in zip(params["layers"], prompt_caches, caches, strict=True):
+        queries, new = _project(weights, config, x, positions)
+        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=step, axis=3)
+        cache = jax.tree.map(write, cache, new)
+        filled.append(cache)
+        mixed = attend(queries, cache, seen, prompt_kv, prompt_mask)
+        x = _residuals(weights, config, x, mixed)
+    x = _rms_norm(x[:, :, 0], params["final_norm"], config)
+    return logits(params, config, x), filled
+
+
+def unstack_layers(tree: Params | KeyValues, layers: int) -> list:
+    """A list of per-layer trees from one whose leaves carry a leading axis L."""
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]
+
+
+def empty_caches(config: DeviceConfig, P: int, G: int, T: int) -> list[KeyValues]:
+    """Per layer, room for the keys and values of P x G responses of T tokens."""
+    zeros = jnp.zeros((P, G, config.kv_heads, T, config.head_size), config.compute)
+    zeros = constrain(zeros, "prompts", None, "kv_heads", None, None)
+    return [KeyValues(zeros, zeros) for _ in range(config.layers)]
+
+
+def logits(
+    params: Params, config: DeviceConfig, hidden: Float[Array, "*b D"]
+) -> Float[Array, "*b V"]:
+    """The language-model head, float32 out."""
+    head = params["embedding"].T if config.tied_embeddings else params["head"]
+    head = head.astype(config.compute)
+    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+
+
+def token_logprobs(
+    params: Params,
+    config: DeviceConfig,
+    hidden: Float[Array, "P G T D"],
+    tokens: Int[Array, "P G T"],
+    temperature: float = 1.0,
+    chunk: int = 128,
+) -> Float[Array, "P G T"]:
+    """log pi(token), float32, from `forward`'s hidden states, at a sampling temperature.
+
+    The logits exist for `chunk` response positions at a time, in the backward pass too.
+    """
+
+    @jax.checkpoint
+    def one(hidden, tokens):
+        return select_logprobs(logits(params, config, hidden) / temperature, tokens)
+
+    T = tokens.shape[2]
+    pieces = [slice(start, min(start + chunk, T)) for start in range(0, T, chunk)]
+    if len(pieces) == 1:
+        return select_logprobs(logits(params, config, hidden) / temperature, tokens)
+    return jnp.concatenate([one(hidden[:, :, p], tokens[:, :, p]) for p in pieces], axis=2)
+
+
+def select_logprobs(scores: Float[Array, "*b V"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
+    """log softmax(scores) at `tokens`."""
+    chosen = jnp.take_along_axis(scores, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(scores, axis=-1)
+
+
+def _project(weights, config, x, positions):
+    """Rotated queries [P, G, T, H, N] and rotated keys with values [P, G, K, T, N]."""
+    h = _rms_norm(x, weights["attention_norm"], config)
+    queries = _matmul("pgtd,dhn->pgthn", h, weights["query"])
+    keys = _matmul("pgtd,dkn->pgtkn", h, weights["key"])
+    values = _matmul("pgtd,dkn->pgktn", h, weights["value"])
+    queries = constrain(queries, "prompts", None, None, "heads", None)
+    keys = rotate(keys, positions, config.rope_base).swapaxes(2, 3)
+    return rotate(queries, positions, config.rope_base), KeyValues(keys, values)
+
+
+def _residuals(weights, config, x, mixed):
+    """Adds the attention output and the MLP to the residual stream."""
+    x = x + _matmul("pgthn,hnd->pgtd", mixed, weights["output"])
+    h = _rms_norm(x, weights["mlp_norm"], config)
+    gate = jax.nn.silu(_matmul("pgtd,df->pgtf", h, weights["gate"]))
+    hidden = constrain(
+        gate * _matmul("pgtd,df->pgtf", h, weights["up"]), "prompts", None, None, "mlp"
+    )
+    x = x + _matmul("pgtf,fd->pgtd", hidden, weights["down"])
+    return constrain(x, "prompts", None, None, None)
+
+
+def _embed(params, config, tokens):
+    return constrain(params["embedding"][tokens].astype(config.compute), "prompts")
+
+
+def _rms_norm(x, scale, config):
+    x32 = x.astype(jnp.float32)
+    variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    normed = x32 * jax.lax.rsqrt(variance + config.norm_epsilon)
+    return (normed * scale.astype(jnp.float32)).astype(config.compute)
+
+
+def _matmul(equation, x, weight):
+    return jnp.einsum(equation, x, weight.astype(x.dtype))
+
+
+def _causal(T: int):
+    return jnp.tril(jnp.ones((T, T), bool))[None, None]
+
+
+def _rematerialised(layer, config: DeviceConfig):
+    if config.remat == "none":
+        return layer
+    policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+    return jax.checkpoint(layer, policy=policies[config.remat])

@@ -1,0 +1,69 @@
+"""From an ml_collections config to frozen, checked dataclasses: unknown keys and wrong types fail in one sentence."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError(message) unless the condition holds; the message names the setting."""
+    if not condition:
+        raise ValueError(message)
+
+
+def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
+    """Builds the settings dataclass `cls` from a mapping, recursively.
+
+    Args:
+        cls: a dataclass; nested dataclass fields are parsed from nested mappings.
+        values: the config (an `ml_collections.ConfigDict` or a dict).
+        path: where `values` sits, as it is named in error messages.
+
+    Returns:
+        An instance of `cls`; its own `__post_init__` has checked ranges.
+
+    Raises:
+        ValueError: an unknown or missing key, or a value of the wrong type; the message names the
+            key's path and the nearest valid name.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        require(key in fields, f"{path}.{key} is not a setting{nearest(key, fields)}.")
+    for name, field in fields.items():
+        optional = (
+            field.default is not dataclasses.MISSING
+            or field.default_factory is not dataclasses.MISSING
+        )
+        require(optional or name in values, f"{path}.{name} is missing.")
+    return cls(**{key: _convert(hints[key], values[key], f"{path}.{key}") for key in values})
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the name nearest to a misspelt one, or an empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        require(isinstance(value, Mapping) or hasattr(value, "keys"), f"{path} must be a section.")
+        return parse(kind, value, path)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        allowed = ", ".join(repr(a) for a in arguments)
+        require(value in arguments, f"{path} is {value!r}; it must be one of {allowed}.")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, path)
+    if kind is float and type(value) is int:
+        return float(value)
+    require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}.")
+    return value

@@ -1,0 +1,112 @@
+"""Mesh and logical-axis rules: the only place that knows a mesh axis by name."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from offload_jax.settings import require
+
+# Which mesh axes split a logical axis. Axes that are not listed are never split.
+RULES: dict[str, tuple[str, ...]] = {
+    "prompts": ("data", "fsdp"),
+    "width": ("fsdp",),
+    "vocabulary": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1: all devices that are left."""
+
+    data: int = -1  # copies of the weights, each with its share of the prompts
+    fsdp: int = 1  # weights split along the width, prompts split too
+    tensor: int = 1  # heads, MLP and vocabulary split
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            require(size == -1 or size >= 1, f"config.mesh.{name} is {size}; use -1 or at least 1.")
+        require(list(sizes.values()).count(-1) <= 1, "Only one axis of config.mesh may be -1.")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh (data, fsdp, tensor) over `devices` (default: all of them).
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = dataclasses.asdict(config)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    rest = len(devices) // fixed
+    shape = {name: rest if size == -1 else size for name, size in sizes.items()}
+    require(
+        math.prod(shape.values()) == len(devices),
+        f"config.mesh {sizes} does not fit {len(devices)} device(s): the sizes must multiply to it.",
+    )
+    return jax.make_mesh(
+        tuple(shape.values()), tuple(shape), (AxisType.Auto,) * len(shape), devices=devices
+    )
+
+
+def prompt_shards(mesh: Mesh) -> int:
+    """Into how many parts the prompts of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in RULES["prompts"])
+
+
+def sharding_of(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """The sharding of one array.
+
+    Key/value heads fewer than the tensor axis are replicated (multi-query attention); any other
+    logical axis must divide.
+
+    Raises:
+        ValueError: a dimension is not divisible by the mesh axes that split it.
+    """
+    parts = [RULES.get(axis) for axis in axes]
+    for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
+        ways = math.prod(mesh.shape[name] for name in parts[i] or ())
+        if axis == "kv_heads" and size % ways:
+            parts[i] = None
+            continue
+        require(
+            size % ways == 0,
+            f"The logical axis '{axis}' of size {size} is not divisible by the {ways} parts that"
+            f" config.mesh gives it ({' x '.join(parts[i] or ())}).",
+        )
+    return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins the sharding of an activation inside jit, by logical axes; on every platform.
+
+    Dimensions that do not divide stay unsplit: XLA would pad them. Without a mesh in context (a
+    unit test of a pure function) there is nothing to pin.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    parts = [
+        part if part and x.shape[i] % math.prod(mesh.shape[name] for name in part) == 0 else None
+        for i, part in enumerate(RULES.get(axis) for axis in axes)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+
+
+def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
+    """Puts host arrays on the mesh; `axes` name their leading dimensions, the rest is unsplit."""
+
+    def put(x: np.ndarray) -> jax.Array:
+        named = axes[: np.ndim(x)]
+        padded = named + (None,) * (np.ndim(x) - len(named))
+        return jax.device_put(x, sharding_of(mesh, padded, np.shape(x)))
+
+    return jax.tree.map(put, tree)

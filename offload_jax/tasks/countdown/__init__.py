@@ -1,0 +1,1 @@
+"""Countdown: data, tokenizer, supervised traces, solver and verifier."""

@@ -1,0 +1,86 @@
+"""Countdown as a task: prompts, the device's template, parsing, verification, and its solver."""
+
+import functools
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from offload_jax.tasks import parsing
+from offload_jax.tasks.countdown import builder, solver, verifier
+from offload_jax.tasks.countdown.tokenizer import BOS, make_tokenizer
+from offload_jax.tasks.task import Parsed, Prompt
+
+
+class CountdownTask:
+    """Reach a target from numbers with + - * /, every number used at most once."""
+
+    name = "countdown"
+
+    def __init__(self, data_dir: str | Path, **settings):
+        """`settings`: fields of `builder.CountdownConfig`. The data is built when first read."""
+        self.config = builder.CountdownConfig(**settings)
+        self.tokenizer = make_tokenizer()
+        self._data_dir = data_dir
+
+    @functools.cached_property
+    def _builder(self) -> builder.Countdown:
+        return builder.build(self.config, self._data_dir)
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """Prompts of a split, read lazily; ValueError for an unknown split."""
+        if split not in builder.SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(builder.SPLITS)}")
+        return _Prompts(self._builder.as_data_source(split))
+
+    def device_text(self, prompt: Prompt) -> str:
+        """`<bos> 3 7 25 = 46 <think>`: at most 10 tokens; the response begins after `<think>`."""
+        numbers = " ".join(map(str, prompt.gold["numbers"]))
+        return f"{BOS} {numbers} = {prompt.gold['target']} {parsing.THINK_OPEN}"
+
+    def parse(self, text: str) -> Parsed:
+        """The decision in a response; never raises."""
+        return parsing.parse(text)
+
+    def verify(self, answer: str, prompt: Prompt) -> bool:
+        """Whether an untrusted expression reaches the target exactly; never raises."""
+        return verifier.verify(answer, prompt.gold["numbers"], prompt.gold["target"])
+
+    def right_answer(self, prompt: Prompt) -> str | None:
+        """An answer that verifies, by exhaustive search; None if there is none."""
+        return solver.solve(prompt.gold["numbers"], prompt.gold["target"])
+
+    def wrong_answer(self, prompt: Prompt, rng: random.Random) -> str:
+        """A plausible answer that does not verify."""
+        return solver.near_miss(prompt.gold["numbers"], prompt.gold["target"], rng)
+
+
+def make_prompt(id: int, numbers: Sequence[int], target: int) -> Prompt:
+    """A Countdown prompt; its question says how to answer, as the cloud has no system prompt."""
+    numbers = tuple(int(number) for number in numbers)
+    listed = ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
+    question = (
+        f"Using the numbers {listed}, each at most once, and the operations + - * /, write an "
+        f"expression that equals {target}. Put the expression in <answer> </answer>."
+    )
+    return Prompt(int(id), question, {"numbers": numbers, "target": int(target)})
+
+
+class _Prompts(Sequence):
+    """Prompts over a TFDS data source [n]; a slice is a list."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.__getitems__(range(len(self))[index])
+        return make_prompt(**self._source[range(len(self))[index]])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Prompt]:
+        """Reads many at once, several times faster than one by one."""
+        if not len(indices):
+            return []
+        return [make_prompt(**example) for example in self._source.__getitems__(list(indices))]

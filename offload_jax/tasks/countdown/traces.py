@@ -1,0 +1,107 @@
+"""Procedural search traces: the supervised start of the device LLM.
+
+A trace is a response. It tries full combinations of the numbers, writes every step's result, says
+yes or no, and ends with an answer or a call, so that a model trained on it sometimes solves,
+sometimes errs and sometimes calls, as an instruct model does before post-training.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from offload_jax.tasks.countdown import solver
+from offload_jax.tasks.parsing import ANSWER_CLOSE, ANSWER_OPEN, CALL_MARKER, THINK_CLOSE
+from offload_jax.tasks.task import Prompt
+
+_REDRAWS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceConfig:
+    """How well, and how patiently, a trace searches.
+
+    Attributes:
+        max_tokens: bound on the tokens of a response, the end-of-sequence token included.
+        solve: probability that one try, at a uniformly random position, is drawn from the
+            solutions; a trace may end before that position.
+        give_up: probability of a call after a failed try.
+        err: probability of answering with the expression that just failed, after a failed try.
+    """
+
+    max_tokens: int = 128
+    solve: float = 0.9
+    give_up: float = 0.06
+    err: float = 0.06
+
+    def __post_init__(self):
+        for name in ("solve", "give_up", "err"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"traces.{name} = {getattr(self, name)} is not a probability")
+        if self.give_up + self.err > 1:
+            raise ValueError("traces.give_up + traces.err exceeds 1")
+
+
+def sample_traces(prompts: Sequence[Prompt], rng: random.Random, config: TraceConfig) -> list[str]:
+    """One trace per prompt [P]."""
+    return [sample_trace(prompt, rng, config) for prompt in prompts]
+
+
+def sample_trace(prompt: Prompt, rng: random.Random, config: TraceConfig) -> str:
+    """The text that follows `<think>`, without the end-of-sequence token.
+
+    Raises:
+        ValueError: when `max_tokens` has no room for one try and an answer.
+    """
+    numbers, target = prompt.gold["numbers"], prompt.gold["target"]
+    most = _most_tries(len(numbers), config.max_tokens)
+    solve_at = int(rng.random() * most) if rng.random() < config.solve else most
+    tries: list[str] = []
+    for position in range(most):
+        if position == solve_at:
+            steps = rng.choice(solver.solutions(numbers, target))
+        else:
+            steps = _new_try(numbers, tries, rng)
+        hit = steps[-1].result == target
+        tries.append(solver.write_steps(steps) + (" yes" if hit else " no"))
+        if hit:
+            return _answered(tries, steps)
+        draw = rng.random()
+        if draw < config.err:
+            return _answered(tries, steps)
+        if draw < config.err + config.give_up:
+            break
+    else:  # out of tokens: the same two ways to end, in the same proportion
+        if rng.random() * (config.err + config.give_up) < config.err:
+            return _answered(tries, steps)
+    return " ".join([*tries, THINK_CLOSE, CALL_MARKER])
+
+
+def _most_tries(n: int, max_tokens: int) -> int:
+    """Tries of n numbers that fit with the longest ending and the end-of-sequence token.
+
+    A try has n - 1 steps of 5 tokens, each followed by a comma or the verdict. The longest answer
+    has n numbers, n - 1 operators, a pair of brackets around all but the last step, and 3 tags.
+    """
+    a_try = 6 * (n - 1)
+    ending = max(n + (n - 1) + 2 * (n - 2) + 3, 1 + len(CALL_MARKER.split())) + 1
+    most = (max_tokens - ending) // a_try
+    if most < 1:
+        raise ValueError(
+            f"traces.max_tokens = {max_tokens} has no room for one try of {n} numbers, "
+            f"which takes {a_try + ending}"
+        )
+    return most
+
+
+def _new_try(numbers: Sequence[int], tries: list[str], rng: random.Random) -> list[solver.Step]:
+    """A random combination, redrawn a few times if it was tried before."""
+    for _ in range(_REDRAWS):
+        steps = solver.random_combination(numbers, rng)
+        if solver.write_steps(steps) + " no" not in tries:
+            break
+    return steps
+
+
+def _answered(tries: list[str], steps: Sequence[solver.Step]) -> str:
+    answer = solver.write_expression(steps)
+    return " ".join([*tries, THINK_CLOSE, ANSWER_OPEN, answer, ANSWER_CLOSE])

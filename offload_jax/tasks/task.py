@@ -1,0 +1,65 @@
+"""The types every task shares: what is asked, and what was found in a response."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import tokenizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One question.
+
+    Attributes:
+        id: unique over all splits of the task, 0 <= id < 2**31; folded into the sampling keys.
+        question: the question in words, which is what the cloud is asked.
+        gold: what the verifier needs, e.g. `{"numbers": (3, 7, 25), "target": 46}`.
+    """
+
+    id: int
+    question: str
+    gold: Mapping[str, Any]
+
+
+class Kind(enum.IntEnum):
+    """What a response ends with."""
+
+    NEITHER = 0
+    ANSWER = 1
+    CALL = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+    """The decision found in a response.
+
+    Attributes:
+        kind: an answer, a call, or neither.
+        answer: the text of the answer; None unless `kind` is ANSWER.
+        formatted: the response follows the template exactly (the format reward of v1).
+    """
+
+    kind: Kind
+    answer: str | None
+    formatted: bool
+
+
+class Task(Protocol):
+    """What is asked and how responses are read and judged."""
+
+    name: str
+    tokenizer: tokenizers.Tokenizer
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """Prompts of "train", "validation" or "test": random access, read lazily."""
+
+    def device_text(self, prompt: Prompt) -> str:
+        """The prompt in the device's template; the response is what follows it."""
+
+    def parse(self, text: str) -> Parsed:
+        """Finds the decision in the text of a response. Never raises."""
+
+    def verify(self, answer: str, prompt: Prompt) -> bool:
+        """Whether an (untrusted) answer is right. Never raises."""

@@ -1,0 +1,130 @@
+"""Post-training with GAPG: sample, judge, filter, update."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from offload_jax.cloud.protocol import Cloud
+from offload_jax.device.params import Params
+from offload_jax.evaluation.evaluate import evaluate
+from offload_jax.evaluation.metrics import summary
+from offload_jax.judging import Judgement, judge
+from offload_jax.learning.gapg import Gapg, gapg
+from offload_jax.learning.optimizer import make_optimizer
+from offload_jax.learning.update import TrainState, WeightedResponses, init_state, update
+from offload_jax.sampling.rollout import Rollout, step_key
+from offload_jax.sampling.sampler import Sampler, fetch
+from offload_jax.sampling.text import decode_responses
+from offload_jax.sharding import place
+from offload_jax.tasks.task import Prompt
+from offload_jax.training.data import training_batches
+from offload_jax.training.experiment import Experiment
+from offload_jax.training.loop import Metrics, Stage
+
+jit_gapg = jax.jit(gapg, static_argnames="config")
+
+
+def gapg_stage(
+    experiment: Experiment, sampler: Sampler, cloud: Cloud, warn: Callable[[], str | None]
+) -> Stage:
+    """The stage that teaches the device LLM to solve and to call."""
+    settings = experiment.learning
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
+    P = settings.batch.prompts
+    batches = training_batches(sampler.task.prompts("train"), P, experiment.seed + 1)
+    held_out = sampler.task.prompts("validation")[: experiment.evaluation.validation_prompts]
+
+    def step(state: TrainState, step: int) -> tuple[TrainState, Metrics]:
+        clock = _Clock()
+        key = step_key(experiment.seed, step)
+        prompts = batches[step]
+        batch, rollout = sampler(state.params, prompts, key)
+        responses = fetch(rollout)
+        clock.lap("sample")
+        judgement = judge(
+            sampler.task, cloud, prompts, decode_responses(sampler.tokenizer, responses)
+        )
+        clock.lap("judge")
+        # Sample keys fold in prompt ids, which are never negative: -1 is the filter's own stream.
+        filter_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
+        learnt = jit_gapg(
+            place(sampler.mesh, judgement, "prompts"), batch.ids, filter_key, config=settings.gapg
+        )
+        weighted = WeightedResponses(
+            batch, rollout.tokens, rollout.lengths, learnt.weights, rollout.logprobs
+        )
+        state, stats = update(
+            state,
+            weighted,
+            config=experiment.device,
+            optimizer=optimizer,
+            temperature=sampler.sampling.temperature,
+            micro_prompts=settings.batch.micro_prompts,
+            length_buckets=settings.batch.length_buckets,
+        )
+        stats, learnt = fetch((stats, learnt))
+        clock.lap("update")
+        del stats["loss"]
+        return state, {**batch_metrics(responses, judgement, learnt), **stats, **clock.laps}
+
+    def validate(state: TrainState) -> Metrics:
+        records = evaluate(
+            state.params,
+            sampler,
+            cloud,
+            held_out,
+            policy="validation",
+            seed=experiment.seed,
+            batch=experiment.evaluation.batch,
+        )
+        values = summary(records, experiment.evaluation.cap, experiment.seed)
+        return {f"validation/{name}": value for name, value in values.items()}
+
+    return Stage(
+        name="gapg",
+        steps=settings.steps,
+        every=experiment.evaluation.every,
+        step=step,
+        rate_setting="config.learning.optimizer.rate",
+        evaluate=validate,
+        shown=("reward", "accuracy", "call_ratio"),
+        warn=warn,
+    )
+
+
+def init_gapg(experiment: Experiment, params: Params, mesh: Mesh) -> TrainState:
+    """Step 0 of post-training: the start's weights, a fresh optimiser."""
+    optimizer = make_optimizer(experiment.learning.optimizer, experiment.learning.steps)
+    return init_state(params, optimizer, experiment.device, mesh)
+
+
+def batch_metrics(rollout: Rollout, judgement: Judgement, learnt: Gapg) -> Metrics:
+    """What one training batch looked like; host arrays in, means over all responses out."""
+    calls = judgement.called.sum()
+    cloud_right = (judgement.called & judgement.cloud_correct[:, None]).sum()
+    return {
+        "reward": learnt.rewards.mean(),
+        "accuracy": judgement.device_correct.mean(),
+        "call_ratio": judgement.called.mean(),
+        "cloud_accuracy": cloud_right / calls if calls else None,  # of the calling responses
+        "d1": learnt.kept.d1.sum(),
+        "d2": learnt.kept.d2.sum(),
+        "response_tokens": rollout.lengths.mean(),
+        "stopped": rollout.stopped.mean(),
+        "surprisal": -rollout.logprobs.sum() / rollout.lengths.sum(),  # per sampled token, in nats
+    }
+
+
+class _Clock:
+    """Seconds spent in the parts of a step."""
+
+    def __init__(self):
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[f"seconds/{name}"], self._last = now - self._last, now

@@ -1,0 +1,85 @@
+"""The device LLM's starting point: a small decoder trained on search traces.
+
+It stands for the instruct model of the paper: it sometimes solves, sometimes errs, sometimes calls.
+"""
+
+import random
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from offload_jax.device.params import Params, fourier_features, init_params
+from offload_jax.learning.optimizer import make_optimizer
+from offload_jax.learning.update import WeightedResponses, init_state, update
+from offload_jax.sampling.sampler import Sampler, fetch
+from offload_jax.sampling.text import special_ids
+from offload_jax.sharding import place
+from offload_jax.tasks.countdown.tokenizer import number_tokens
+from offload_jax.tasks.countdown.traces import sample_traces
+from offload_jax.training.data import training_batches
+from offload_jax.training.experiment import Experiment
+from offload_jax.training.loop import Stage
+
+
+def start_stage(experiment: Experiment, sampler: Sampler) -> Stage:
+    """Supervised learning: maximise the mean log-probability of the traces' tokens."""
+    settings = experiment.start
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
+    batches = training_batches(
+        sampler.task.prompts("train"), settings.batch.prompts, experiment.seed
+    )
+
+    def step(state, step):
+        batch = trace_batch(experiment, sampler, batches[step], step)
+        state, stats = update(
+            state,
+            batch,
+            config=experiment.device,
+            optimizer=optimizer,
+            micro_prompts=settings.batch.micro_prompts,
+            length_buckets=settings.batch.length_buckets,
+        )
+        stats = fetch(stats)
+        return state, {"loss": stats["loss"], "gradient_norm": stats["gradient_norm"]}
+
+    return Stage(
+        name="start",
+        steps=settings.steps,
+        every=max(settings.steps // 4, 1),
+        step=step,
+        rate_setting="config.start.optimizer.rate",
+        shown=("loss",),
+    )
+
+
+def init_start(experiment: Experiment, sampler: Sampler, mesh: Mesh):
+    """Step 0: random weights, with numbers embedded so that near numbers are near."""
+    key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
+    params = init_params(experiment.device, key, mesh)
+    params = embed_numbers(params, sampler)
+    optimizer = make_optimizer(experiment.start.optimizer, experiment.start.steps)
+    return init_state(params, optimizer, experiment.device, mesh)
+
+
+def embed_numbers(params: Params, sampler: Sampler) -> Params:
+    """Replaces the embeddings of number tokens by Fourier features of their values."""
+    ids, values = number_tokens(sampler.tokenizer)
+    rows = fourier_features(values, params["embedding"].shape[1])
+    embedding = params["embedding"].at[ids].set(rows.astype(params["embedding"].dtype))
+    return {**params, "embedding": jax.device_put(embedding, params["embedding"].sharding)}
+
+
+def trace_batch(experiment: Experiment, sampler: Sampler, prompts, step: int) -> WeightedResponses:
+    """Traces for the prompts as groups of one, weighted so that the loss is a mean over tokens."""
+    rng = random.Random(f"{experiment.seed}/traces/{step}")
+    texts = sample_traces(prompts, rng, experiment.start.traces)
+    pad, stop = special_ids(sampler.tokenizer)
+    rows = [encoding.ids + [stop] for encoding in sampler.tokenizer.encode_batch(texts)]
+    tokens = np.full((len(rows), 1, experiment.sampling.response_tokens), pad, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, 0, : len(row)] = row
+    lengths = np.array([[len(row)] for row in rows], np.int32)
+    weights = np.full(lengths.shape, 1 / lengths.sum(), np.float32)
+    tokens, lengths, weights = place(sampler.mesh, (tokens, lengths, weights), "prompts")
+    return WeightedResponses(sampler.encode(prompts), tokens, lengths, weights)

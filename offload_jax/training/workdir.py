@@ -1,0 +1,118 @@
+"""A run's folder: what it is a run of, and where things lie in it."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from offload_jax.settings import require
+from offload_jax.training.experiment import Experiment
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets",
+            "tokenizers", "ml-collections", "numpy")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Names of everything that a run leaves behind."""
+
+    path: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def data(self) -> Path:
+        """The built dataset."""
+        return self.path / "data"
+
+    def checkpoints(self, stage: str) -> Path:
+        """The checkpoints of a stage."""
+        return self.path / "checkpoints" / stage
+
+    def records(self, policy: str) -> Path:
+        """The per-prompt test records of a policy."""
+        return self.path / "records" / f"{policy}.jsonl"
+
+
+def open_workdir(path: str | Path, experiment: Experiment) -> Workdir:
+    """Makes the folder of a run, or comes back to it.
+
+    Leaves `config.json` (the resolved settings) and `environment.json` (git revision, package
+    versions, machine, command).
+
+    Raises:
+        ValueError: the folder cannot be made, or belongs to a run with other settings.
+    """
+    workdir = Workdir(Path(path).resolve())
+    settings = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    try:
+        workdir.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--workdir={path} cannot be made: {error.strerror}.") from None
+    config = workdir / "config.json"
+    if config.exists():
+        before = _read_json(config)
+        changed = _differences(before, settings, "config")
+        require(
+            not changed,
+            f"{path} holds a run with other settings ({'; '.join(changed[:3])}): give a new"
+            " --workdir, or repeat the old settings to resume it.",
+        )
+    else:
+        _write_json(config, settings)
+    _write_json(workdir / "environment.json", environment())
+    return workdir
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what this process runs."""
+    return {
+        "command": sys.argv,
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_changes": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _differences(before: Any, now: Any, path: str) -> list[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found = []
+        for key in [*before, *(k for k in now if k not in before)]:
+            found += _differences(before.get(key), now.get(key), f"{path}.{key}")
+        return found
+    return [] if before == now else [f"{path} was {before!r}, now {now!r}"]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

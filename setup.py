@@ -1,0 +1,29 @@
+"""Packaging of offload_jax. The base install runs the Countdown experiment; extras add the rest."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="offload_jax",
+    version="0.1.0",
+    description="Teach a device LLM by reinforcement learning when to hand a question to the cloud",
+    python_requires=">=3.11",
+    packages=find_packages(include=["offload_jax", "offload_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.8",
+        "flax>=0.10",
+        "grain>=0.2.12",
+        "jax>=0.7",
+        "jaxtyping>=0.3",
+        "matplotlib>=3.9",
+        "ml-collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.4",
+        "orbax-checkpoint>=0.11",
+        "rich>=13.0",
+        "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.8",
+        "tokenizers>=0.21",
+    ],
+    extras_require={"test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.8"]},
+)

@@ -1,0 +1,144 @@
+import collections
+import operator
+import random
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offload_jax.tasks.countdown import solver
+from offload_jax.tasks.countdown.task import make_prompt
+from offload_jax.tasks.countdown.tokenizer import make_tokenizer
+from offload_jax.tasks.countdown.traces import TraceConfig, sample_trace, sample_traces
+from offload_jax.tasks.countdown.verifier import verify
+from offload_jax.tasks.parsing import parse
+from offload_jax.tasks.task import Kind
+
+_OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+_TOKENIZER = make_tokenizer()
+
+
+def _prompts(count, seed=0):
+    rng = random.Random(seed)
+    prompts = []
+    while len(prompts) < count:
+        numbers = sorted(rng.randint(1, 25) for _ in range(rng.choice([3, 3, 4])))
+        target = solver.random_combination(numbers, rng)[-1].result
+        if 10 <= target <= 99:
+            prompts.append(make_prompt(len(prompts), numbers, target))
+    return prompts
+
+
+@st.composite
+def _configs(draw):
+    give_up = draw(st.floats(0, 1))
+    err = draw(st.floats(0, 1 - give_up))
+    return TraceConfig(draw(st.integers(33, 300)), draw(st.floats(0, 1)), give_up, err)
+
+
+def _tries(thought: str) -> list[tuple[str, str]]:
+    """(steps, verdict) of each try."""
+    tries, words = [], []
+    for word in thought.split():
+        if word in ("yes", "no"):
+            tries.append((" ".join(words), word))
+            words = []
+        else:
+            words.append(word)
+    assert not words
+    return tries
+
+
+@given(st.integers(0, 2**32), _configs())
+def test_every_step_is_right_and_a_try_says_yes_exactly_at_the_target(seed, config):
+    (prompt,) = _prompts(1, seed)
+    trace = sample_trace(prompt, random.Random(seed), config)
+    thought, _, _ = trace.partition(" </think> ")
+    tries = _tries(thought)
+    assert tries
+    for steps, verdict in tries:
+        left = list(prompt.gold["numbers"])
+        for step in steps.split(" , "):
+            a, op, b, equals, result = step.split()
+            assert equals == "=" and _OPERATORS[op](int(a), int(b)) == int(result)
+            assert int(a) >= int(b) and 1 <= int(result) <= 119
+            left.remove(int(a))
+            left.remove(int(b))
+            left.append(int(result))
+        assert len(left) == 1
+        assert (verdict == "yes") == (left[0] == prompt.gold["target"])
+    assert all(verdict == "no" for _, verdict in tries[:-1])
+
+
+@given(st.integers(0, 2**32), _configs())
+def test_a_yes_is_followed_by_a_right_answer_and_a_no_by_a_wrong_one_or_a_call(seed, config):
+    (prompt,) = _prompts(1, seed)
+    trace = sample_trace(prompt, random.Random(seed), config)
+    parsed = parse(trace)
+    assert parsed.formatted
+    solved = " yes </think>" in trace
+    if parsed.kind == Kind.ANSWER:
+        assert verify(parsed.answer, prompt.gold["numbers"], prompt.gold["target"]) == solved
+    else:
+        assert parsed.kind == Kind.CALL and not solved
+
+
+@given(st.integers(0, 2**32), _configs())
+def test_a_trace_with_its_end_fits_the_token_limit_and_the_vocabulary(seed, config):
+    (prompt,) = _prompts(1, seed)
+    encoded = _TOKENIZER.encode(sample_trace(prompt, random.Random(seed), config) + " <eos>")
+    assert len(encoded.ids) <= config.max_tokens
+    assert "<unk>" not in encoded.tokens
+    assert _TOKENIZER.decode(encoded.ids) + " <eos>" == " ".join(encoded.tokens)
+
+
+def _shares(**settings) -> dict[str, float]:
+    prompts = _prompts(1000)
+    outcomes = collections.Counter()
+    for trace in sample_traces(prompts, random.Random(1), TraceConfig(**settings)):
+        kind = parse(trace).kind
+        outcomes["call" if kind == Kind.CALL else "right" if " yes " in trace else "wrong"] += 1
+    return {outcome: count / len(prompts) for outcome, count in outcomes.items()}
+
+
+def test_the_settings_decide_how_a_search_ends():
+    assert _shares(solve=1, give_up=0, err=0) == {"right": 1.0}
+    lucky = _shares(max_tokens=64, solve=0, give_up=0, err=0)
+    assert set(lucky) == {"right", "call"} and lucky["right"] < 0.25
+    assert "call" not in _shares(solve=0, give_up=0, err=0.5)
+    assert "wrong" not in _shares(solve=0, give_up=0.5, err=0)
+    impatient = _shares(solve=0, give_up=1, err=0)
+    assert impatient["call"] > 0.9
+
+
+def test_the_solution_comes_at_every_position():
+    positions = collections.Counter()
+    for trace in sample_traces(_prompts(500), random.Random(0), TraceConfig(128, 1, 0, 0)):
+        positions[trace.count(" no")] += 1
+    assert min(positions[i] for i in range(6)) > 20
+
+
+def test_the_same_random_state_gives_the_same_traces():
+    prompts = _prompts(20)
+    draw = lambda seed: sample_traces(prompts, random.Random(seed), TraceConfig())  # noqa: E731
+    assert draw(0) == draw(0) != draw(1)
+
+
+def test_impossible_settings_are_refused_in_words():
+    with pytest.raises(ValueError, match=r"traces\.solve = 1\.5"):
+        TraceConfig(solve=1.5)
+    with pytest.raises(ValueError, match=r"traces\.give_up \+ traces\.err"):
+        TraceConfig(give_up=0.6, err=0.6)
+    with pytest.raises(ValueError, match=r"traces\.max_tokens = 20"):
+        sample_trace(_prompts(1)[0], random.Random(0), TraceConfig(max_tokens=20))
+
+
+def test_five_thousand_traces_take_less_than_a_second():
+    prompts = _prompts(1000)
+    times = []
+    for seed in range(5):
+        start = time.perf_counter()
+        sample_traces(prompts, random.Random(seed), TraceConfig())
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.2
