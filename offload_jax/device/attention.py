@@ -12,6 +12,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 
+_HIDDEN = -1e30  # a masked score; finite, so that no difference of two is NaN
+
+
 @struct.dataclass
 class KeyValues:
     """Keys and values of T positions; heads lead so that attention is a batch of matrix products.
@@ -26,7 +29,7 @@ class KeyValues:
 def attend(
     queries: Float[Array, "P G Q H N"],
     own: KeyValues,
-    own_mask: Bool[Array, "*b Q T"],
+    own_mask: Bool[Array, "Q T"],
     prompt: KeyValues | None = None,
     prompt_mask: Bool[Array, "P S"] | None = None,
 ) -> Float[Array, "P G Q H N"]:
@@ -35,31 +38,61 @@ def attend(
     Args:
         queries: Q query positions of each row; the H heads are grouped as [K, H / K].
         own: keys and values of the row itself, [P, G, K, T, N].
-        own_mask: which own positions a query sees, broadcast against [P, G, Q, T].
+        own_mask: which own positions a query sees.
         prompt: keys and values of the prompt, [P, K, S, N].
-        prompt_mask: which prompt positions are real.
+        prompt_mask: which prompt positions are real; at least one of each prompt.
 
     Returns:
         The heads' outputs. Scores and softmax are float32 whatever the inputs' dtype.
     """
     P, G, Q, H, N = queries.shape
     K, T = own.keys.shape[-3:-1]
-    grouped = queries.reshape(P, G, Q, K, H // K, N) * N**-0.5
+    h = H // K
+    # The query heads of one key/value head are rows of one matrix: [P, G, K, h Q, N].
+    rows = (queries * N**-0.5).reshape(P, G, Q, K, h, N).transpose(0, 1, 3, 4, 2, 5)
+    rows = rows.reshape(P, G, K, h * Q, N)
 
-    scores = _scores("pgqkhn,pgktn->pgkqht", grouped, own.keys)
-    scores = jnp.where(own_mask[..., None, :, None, :], scores, -jnp.inf)
-    if prompt is None:
-        weights = jax.nn.softmax(scores).astype(queries.dtype)
-        mixed = jnp.einsum("pgkqht,pgktn->pgqkhn", weights, own.values)
-        return mixed.reshape(P, G, Q, H, N)
+    scores = _scores("pgkrn,pgktn->pgkrt", rows, own.keys).reshape(P, G, K, h, Q, T)
+    scores = jnp.where(own_mask, scores, _HIDDEN).reshape(P, G, K, h * Q, T)
+    top = scores.max(axis=-1, keepdims=True)
+    if prompt is not None:
+        prompt_scores = _scores("pgkrn,pksn->pgkrs", rows, prompt.keys)
+        prompt_scores = jnp.where(prompt_mask[:, None, None, None], prompt_scores, _HIDDEN)
+        top = jnp.maximum(top, prompt_scores.max(axis=-1, keepdims=True))
+    top = jax.lax.stop_gradient(top)  # the softmax does not depend on it
 
-    prompt_scores = _scores("pgqkhn,pksn->pgkqhs", grouped, prompt.keys)
-    prompt_scores = jnp.where(prompt_mask[:, None, None, None, None], prompt_scores, -jnp.inf)
-    weights = jax.nn.softmax(jnp.concatenate([scores, prompt_scores], axis=-1))
-    weights = weights.astype(queries.dtype)
-    mixed = jnp.einsum("pgkqht,pgktn->pgqkhn", weights[..., :T], own.values)
-    mixed += jnp.einsum("pgkqhs,pksn->pgqkhn", weights[..., T:], prompt.values)
-    return mixed.reshape(P, G, Q, H, N)
+    weights = jnp.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = _mix("pgkrt,pgktn->pgkrn", weights, own.values)
+    if prompt is not None:
+        prompt_weights = jnp.exp(prompt_scores - top)
+        total += prompt_weights.sum(axis=-1, keepdims=True)
+        mixed += _mix("pgkrs,pksn->pgkrn", prompt_weights, prompt.values)
+    mixed = (mixed / total).astype(queries.dtype).reshape(P, G, K, h, Q, N)
+    return mixed.transpose(0, 1, 4, 2, 3, 5).reshape(P, G, Q, H, N)
+
+
+def attend_causally(
+    queries: Float[Array, "P G T H N"],
+    own: KeyValues,
+    prompt: KeyValues | None = None,
+    prompt_mask: Bool[Array, "P S"] | None = None,
+    blocks: int = 4,
+) -> Float[Array, "P G T H N"]:
+    """`attend` of T positions to themselves and what stands before them.
+
+    Queries are taken in a few blocks, each with the keys up to its own end: the scores above the
+    diagonal, which would be masked, are mostly never computed.
+    """
+    T = queries.shape[2]
+    size = -(-T // blocks)
+    mixed = []
+    for first in range(0, T, size):
+        end = min(first + size, T)
+        seen = jnp.arange(end) <= jnp.arange(first, end)[:, None]
+        before = jax.tree.map(lambda kv, end=end: kv[..., :end, :], own)
+        mixed.append(attend(queries[:, :, first:end], before, seen, prompt, prompt_mask))
+    return jnp.concatenate(mixed, axis=2)
 
 
 def rotate(
@@ -75,5 +108,10 @@ def rotate(
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def _scores(equation: str, queries: jax.Array, keys: jax.Array) -> Float[Array, "..."]:
-    return jnp.einsum(equation, queries, keys, preferred_element_type=jnp.float32)
+def _scores(equation: str, rows: jax.Array, keys: jax.Array) -> Float[Array, "..."]:
+    return jnp.einsum(equation, rows, keys, preferred_element_type=jnp.float32)
+
+
+def _mix(equation: str, weights: jax.Array, values: jax.Array) -> Float[Array, "..."]:
+    weights = weights.astype(values.dtype)
+    return jnp.einsum(equation, weights, values, preferred_element_type=jnp.float32)

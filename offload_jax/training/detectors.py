@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 
 ALL_CALLS = 0.99
 NO_CALLS = 0.01
+RATE = "config.learning.optimizer.rate"
+CALL_REWARD = "config.learning.gapg.reward.call"
 
 
 class RunError(FloatingPointError):
     """The run cannot go on: its numbers are no numbers."""
 
 
-def check_finite(
-    step: int, metrics: Mapping[str, float | None], setting: str = "config.learning.optimizer.rate"
-) -> None:
+def check_finite(step: int, metrics: Mapping[str, float | None], setting: str = RATE) -> None:
     """Raises RunError naming the step and every metric that is NaN or infinite.
 
     Args:
@@ -46,16 +46,12 @@ def collapse(call_ratios: Sequence[float], patience: int) -> str | None:
     all_calls = _streak([ratio >= ALL_CALLS for ratio in call_ratios])
     no_calls = _streak([ratio <= NO_CALLS for ratio in call_ratios])
     if all_calls == patience:
-        return (
-            f"the device called the cloud for nearly every prompt in the last {patience} "
-            f"evaluations: lower config.learning.gapg.reward.call (α_c) or config.learning.optimizer.rate"
-        )
-    if no_calls == patience:
-        return (
-            f"the device called the cloud for almost no prompt in the last {patience} "
-            f"evaluations: raise config.learning.gapg.reward.call (α_c) or lower config.learning.optimizer.rate"
-        )
-    return None
+        many, advice = "nearly every prompt", f"lower {CALL_REWARD} (α_c) or {RATE}"
+    elif no_calls == patience:
+        many, advice = "almost no prompt", f"raise {CALL_REWARD} (α_c) or lower {RATE}"
+    else:
+        return None
+    return f"the device called the cloud for {many} in the last {patience} evaluations: {advice}"
 
 
 def _streak(hits: Sequence[bool]) -> int:

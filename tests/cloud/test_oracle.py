@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 
@@ -50,7 +51,7 @@ def test_another_seed_misses_other_prompts():
 
 def test_neighbouring_prompts_are_missed_independently():
     right = _right(_oracle(0.5), _prompts(1000))
-    pairs = [a == b for a, b in zip(right, right[1:], strict=False)]
+    pairs = [a == b for a, b in itertools.pairwise(right)]
     assert abs(sum(pairs) / len(pairs) - 0.5) < 4 * 0.5 / math.sqrt(len(pairs))
 
 

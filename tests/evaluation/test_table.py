@@ -4,8 +4,17 @@ import random
 import pytest
 import rich.console
 
+from offload_jax.evaluation.metrics import Estimate
 from offload_jax.evaluation.records import read_records, write_records
-from offload_jax.evaluation.table import HEADER, build_table, cells, markdown, terminal
+from offload_jax.evaluation.table import (
+    HEADER,
+    Difference,
+    Table,
+    build_table,
+    cells,
+    markdown,
+    terminal,
+)
 from tests.evaluation.samples import many
 
 
@@ -94,3 +103,8 @@ def test_a_cloud_that_was_not_asked_everything_makes_no_table():
         build_table(start, many(["wrong"] * 200, [None] * 200, policy="gapg"), cap=0.3)
     with pytest.raises(ValueError, match="same prompts"):
         build_table(start, trained[:-1], cap=0.3)
+
+
+def test_a_difference_that_rounds_to_zero_has_no_minus_sign():
+    tie = Difference("GAPG − start", Estimate(-1e-5, -0.0312, 1e-5), p=0.00001)
+    assert "| GAPG − start | +0.0 [−3.1, +0.0] | p < 0.001 |" in markdown(Table((), (tie,), 0.3, 0))

@@ -127,11 +127,13 @@ def test_a_build_is_not_repeated(tmp_path, monkeypatch):
     assert len(build(config, tmp_path).as_data_source("train")) == 60
 
 
-def test_tensorflow_is_not_imported(tmp_path):
+def test_tensorflow_is_not_imported_and_nothing_is_logged(tmp_path):
     program = (
-        "import sys; from offload_jax.tasks import make_task;"
+        "import sys; from absl import logging; logging.set_verbosity(logging.INFO);"
+        "from offload_jax.tasks import make_task;"
         f"task = make_task('countdown', {str(tmp_path)!r}, train=9, validation=3, test=3);"
-        "print(len(task.prompts('train')[:]), 'tensorflow' in sys.modules)"
+        "print(len(task.prompts('train')[:]), 'tensorflow' in sys.modules);"
+        "assert logging.get_verbosity() == logging.INFO"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.split() == ["9", "False"], done.stderr
+    assert (done.stdout.split(), done.stderr) == (["9", "False"], "")

@@ -2,7 +2,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload_jax.tasks.countdown import solver
@@ -28,6 +28,7 @@ def _reachable(values: tuple[int, ...]) -> set[int]:
     return set().union(*by_subset.values())
 
 
+@settings(deadline=None)
 @given(_NUMBERS, st.integers(1, 119))
 def test_the_solver_finds_an_expression_exactly_when_there_is_one(numbers, target):
     expression = solver.solve(numbers, target)
@@ -36,6 +37,7 @@ def test_the_solver_finds_an_expression_exactly_when_there_is_one(numbers, targe
         assert verify(expression, numbers, target)
 
 
+@settings(deadline=None)
 @given(_NUMBERS, st.integers(0, 2**32))
 def test_a_random_combination_uses_all_numbers_within_the_bounds(numbers, seed):
     steps = solver.random_combination(numbers, random.Random(seed))
@@ -52,6 +54,7 @@ def test_a_random_combination_uses_all_numbers_within_the_bounds(numbers, seed):
     assert verify(expression, numbers, steps[-1].result)
 
 
+@settings(deadline=None)
 @given(_NUMBERS, st.integers(0, 2**32))
 def test_the_solutions_are_all_the_combinations_that_hit_the_target(numbers, seed):
     rng = random.Random(seed)
@@ -59,19 +62,20 @@ def test_the_solutions_are_all_the_combinations_that_hit_the_target(numbers, see
     for steps in drawn:
         target = steps[-1].result
         found = solver.solutions(numbers, target)
-        assert steps in found or any(  # the pairs of a four-number problem may be merged either way
-            sorted(steps) == sorted(other) for other in found
-        )
+        assert steps in found
         assert all(verify(solver.write_expression(other), numbers, target) for other in found)
         assert len(set(map(solver.write_steps, found))) == len(found)
 
 
+@settings(deadline=None)
 @given(_NUMBERS, st.integers(1, 119), st.integers(0, 2**32))
 def test_a_near_miss_uses_all_numbers_and_misses(numbers, target, seed):
     expression = solver.near_miss(numbers, target, random.Random(seed))
     assert sorted(int(word) for word in expression.split() if word.isdigit()) == sorted(numbers)
     assert not verify(expression, numbers, target)
-    assert any(verify(expression, numbers, value) for value in range(1, 120))
+    others = [value for value in solver.reachable(numbers) if value != target]
+    nearest = sorted(others, key=lambda value: (abs(value - target), value))[:5]
+    assert any(verify(expression, numbers, value) for value in nearest)
 
 
 def test_a_near_miss_that_does_not_exist_is_an_error():
@@ -87,3 +91,9 @@ def test_four_numbers_take_less_than_ten_milliseconds():
         solver.solve(numbers, 119)
         times.append(time.perf_counter() - start)
     assert sorted(times)[len(times) // 2] < 0.01
+
+
+@settings(deadline=None)
+@given(_NUMBERS, st.integers(1, 119))
+def test_a_value_is_reachable_exactly_when_it_has_a_solution(numbers, target):
+    assert (target in solver.reachable(numbers)) == bool(solver.solutions(numbers, target))

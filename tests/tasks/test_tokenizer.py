@@ -1,6 +1,6 @@
 import numpy as np
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload_jax.tasks.countdown.tokenizer import make_tokenizer, number_tokens
@@ -10,6 +10,7 @@ _TOKENIZER = make_tokenizer()
 _SIZE = _TOKENIZER.get_vocab_size()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, _SIZE - 1)))
 def test_encoding_what_was_decoded_gives_the_same_ids(ids):
     text = _TOKENIZER.decode(ids, skip_special_tokens=False)

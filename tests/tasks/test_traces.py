@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload_jax.tasks.countdown import solver
@@ -50,6 +50,7 @@ def _tries(thought: str) -> list[tuple[str, str]]:
     return tries
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), _configs())
 def test_every_step_is_right_and_a_try_says_yes_exactly_at_the_target(seed, config):
     (prompt,) = _prompts(1, seed)
@@ -71,6 +72,7 @@ def test_every_step_is_right_and_a_try_says_yes_exactly_at_the_target(seed, conf
     assert all(verdict == "no" for _, verdict in tries[:-1])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), _configs())
 def test_a_yes_is_followed_by_a_right_answer_and_a_no_by_a_wrong_one_or_a_call(seed, config):
     (prompt,) = _prompts(1, seed)
@@ -84,6 +86,7 @@ def test_a_yes_is_followed_by_a_right_answer_and_a_no_by_a_wrong_one_or_a_call(s
         assert parsed.kind == Kind.CALL and not solved
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), _configs())
 def test_a_trace_with_its_end_fits_the_token_limit_and_the_vocabulary(seed, config):
     (prompt,) = _prompts(1, seed)
@@ -91,6 +94,19 @@ def test_a_trace_with_its_end_fits_the_token_limit_and_the_vocabulary(seed, conf
     assert len(encoded.ids) <= config.max_tokens
     assert "<unk>" not in encoded.tokens
     assert _TOKENIZER.decode(encoded.ids) + " <eos>" == " ".join(encoded.tokens)
+
+
+@pytest.mark.parametrize(("numbers", "tokens"), [((3, 7, 25), 23), ((3, 7, 11, 25), 33)])
+def test_the_smallest_limit_is_used_to_the_last_token(numbers, tokens):
+    lengths = []
+    for target in solver.reachable(numbers):
+        trace = sample_trace(
+            make_prompt(0, numbers, target), random.Random(0), TraceConfig(tokens, 1, 0, 0)
+        )
+        lengths.append(len(trace.split()) + 1)
+    assert max(lengths) == tokens
+    with pytest.raises(ValueError, match=f"which takes {tokens}"):
+        sample_trace(make_prompt(0, numbers, 46), random.Random(0), TraceConfig(tokens - 1))
 
 
 def _shares(**settings) -> dict[str, float]:
@@ -104,12 +120,12 @@ def _shares(**settings) -> dict[str, float]:
 
 def test_the_settings_decide_how_a_search_ends():
     assert _shares(solve=1, give_up=0, err=0) == {"right": 1.0}
-    lucky = _shares(max_tokens=64, solve=0, give_up=0, err=0)
-    assert set(lucky) == {"right", "call"} and lucky["right"] < 0.25
+    lucky = _shares(max_tokens=48, solve=0, give_up=0, err=0)
+    assert set(lucky) == {"right", "call"} and lucky["right"] < 0.4
     assert "call" not in _shares(solve=0, give_up=0, err=0.5)
     assert "wrong" not in _shares(solve=0, give_up=0.5, err=0)
     impatient = _shares(solve=0, give_up=1, err=0)
-    assert impatient["call"] > 0.9
+    assert impatient["call"] > 0.8
 
 
 def test_the_solution_comes_at_every_position():
@@ -119,6 +135,15 @@ def test_the_solution_comes_at_every_position():
     assert min(positions[i] for i in range(6)) > 20
 
 
+def test_a_search_seldom_repeats_a_try():
+    repeated = total = 0
+    for trace in sample_traces(_prompts(300), random.Random(0), TraceConfig(128, 0, 0, 0)):
+        tries = _tries(trace.partition(" </think> ")[0])
+        repeated += len(tries) - len(set(tries))
+        total += len(tries)
+    assert repeated < 0.01 * total
+
+
 def test_the_same_random_state_gives_the_same_traces():
     prompts = _prompts(20)
     draw = lambda seed: sample_traces(prompts, random.Random(seed), TraceConfig())  # noqa: E731
@@ -126,11 +151,11 @@ def test_the_same_random_state_gives_the_same_traces():
 
 
 def test_impossible_settings_are_refused_in_words():
-    with pytest.raises(ValueError, match=r"traces\.solve = 1\.5"):
+    with pytest.raises(ValueError, match=r"config\.start\.traces\.solve = 1\.5"):
         TraceConfig(solve=1.5)
-    with pytest.raises(ValueError, match=r"traces\.give_up \+ traces\.err"):
+    with pytest.raises(ValueError, match=r"traces\.give_up \+ config\.start\.traces\.err"):
         TraceConfig(give_up=0.6, err=0.6)
-    with pytest.raises(ValueError, match=r"traces\.max_tokens = 20"):
+    with pytest.raises(ValueError, match=r"config\.start\.traces\.max_tokens = 20"):
         sample_trace(_prompts(1)[0], random.Random(0), TraceConfig(max_tokens=20))
 
 

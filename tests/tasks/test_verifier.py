@@ -4,7 +4,7 @@ import warnings
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offload_jax.tasks.countdown.verifier import verify
@@ -92,6 +92,7 @@ def _leaves(tree) -> list[int]:
     return [tree] if isinstance(tree, int) else _leaves(tree[1]) + _leaves(tree[2])
 
 
+@settings(deadline=None)
 @given(_TREES, st.integers(-5, 120), st.data())
 def test_the_verifier_agrees_with_an_independent_evaluation(tree, target, data):
     value, leaves, text = _evaluate(tree), _leaves(tree), _write(tree)
@@ -106,12 +107,12 @@ def _hostile_strings() -> list[str]:
     rng = random.Random(0)
     alphabet = "0123456789+-*/() .,_=<>\n\x00eExX'\"[]{}#:;@!~^%&|\\abclmd٣²é\ud800"
     arithmetic = "379+-*/() "
-    strings = ["".join(rng.choices(alphabet, k=rng.randint(0, 80))) for _ in range(3000)]
+    strings = ["".join(rng.choices(alphabet, k=rng.randint(0, 80))) for _ in range(3500)]
     strings += ["".join(rng.choices(arithmetic, k=rng.randint(0, 300))) for _ in range(5500)]
     strings += [  # made of parts that pass the cheap checks: valid numbers, few symbols
-        "".join(rng.choices(["(", ")", "-", "+", "*", "/", " "], k=k)) + "3" for k in range(64)
-    ] * 10
-    for k in (1, 10, 30, 31, 32, 33, 60, 62, 63, 64, 65, 100, 199, 1000, 100_000):
+        "".join(rng.choices(["(", ")", "-", "+", "*", "/", " "], k=k)) + "3" for k in range(128)
+    ] * 5
+    for k in (1, 5, 10, 20, 30, 40, 50, 60, 63, 64, 100, 126, 127, 128, 1000, 100_000):
         for part in ("(", ")", "-", "+", "*", "3", "9**", "3*", "(3", "-(", "()", "[", "~", "x."):
             strings += [part * k, part * k + "3", "3" + part * k, f"{'(' * k}3{')' * k}{part}"]
     strings += ["9" * 1_000_000, " " * 1_000_000, "3+" * 500_000, "(" * 1_000_000, "\x00" * 10**6]
@@ -141,6 +142,7 @@ def test_ten_thousand_hostile_strings_are_survived_within_a_millisecond_each():
             assert any(_seconds(expression) < 1e-3 for _ in range(10)), expression[:80]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_makes_the_verifier_raise(text):
     assert verify(text, (1, 2, 3), 10**6) is False

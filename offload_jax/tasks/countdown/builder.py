@@ -63,7 +63,7 @@ class Countdown(tfds.core.GeneratorBasedBuilder):
     Splits are free of duplicates and disjoint as (multiset of numbers, target).
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     # Only used to find the checksums of downloads, of which there are none; finding it would import
     # a package that TFDS does not depend on.
     code_path = None
@@ -120,16 +120,18 @@ def draw_problems(config: CountdownConfig) -> dict[str, list[tuple[tuple[int, ..
 def _draw_distinct(n: int, count: int, config: CountdownConfig, rng: random.Random) -> list:
     """`count` distinct problems of n numbers in random order.
 
-    Each is the value of a random combination, hence solvable. A target that is one of the numbers
-    is not drawn: writing that number down would solve it.
+    The target is uniform over what a combination of all the numbers reaches; drawing a random
+    combination instead would favour targets that many combinations reach. A target that is one of
+    the numbers is left out: writing that number down would solve it.
     """
     problems, stalled = {}, 0
     while len(problems) < count:
         numbers = tuple(sorted(rng.randint(*config.numbers) for _ in range(n)))
-        target = solver.random_combination(numbers, rng)[-1].result
+        low, high = config.targets
+        targets = [t for t in solver.reachable(numbers) if low <= t <= high and t not in numbers]
         known = len(problems)
-        if config.targets[0] <= target <= config.targets[1] and target not in numbers:
-            problems[numbers, target] = None
+        if targets:
+            problems[numbers, rng.choice(targets)] = None
         stalled = stalled + 1 if len(problems) == known else 0
         if stalled > _STALLED:
             raise ValueError(

@@ -83,10 +83,16 @@ def solve(numbers: tuple[int, ...], target: int) -> str | None:
     return write_expression(steps) if steps else None
 
 
+@functools.lru_cache(maxsize=1 << 15)
+def reachable(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """The sorted values of all combinations of ALL numbers [n >= 2]."""
+    return tuple(sorted({steps[-1].result for steps in _combinations(numbers)}))
+
+
 @functools.lru_cache(maxsize=1 << 17)
 def solutions(numbers: tuple[int, ...], target: int) -> tuple[tuple[Step, ...], ...]:
     """All combinations of ALL numbers [n >= 2] that end at `target`, each written order once."""
-    hits = (steps for steps in _combinations(tuple(numbers)) if steps[-1].result == target)
+    hits = (steps for steps in _combinations(numbers) if steps[-1].result == target)
     return tuple(dict.fromkeys(hits))
 
 
@@ -97,9 +103,7 @@ def near_miss(numbers: tuple[int, ...], target: int, rng: random.Random) -> str:
         ValueError: when no combination of the numbers has another value.
     """
     misses = {
-        steps[-1].result: steps
-        for steps in _combinations(tuple(numbers))
-        if steps[-1].result != target
+        steps[-1].result: steps for steps in _combinations(numbers) if steps[-1].result != target
     }
     if not misses:
         raise ValueError(

@@ -36,9 +36,11 @@ class TraceConfig:
     def __post_init__(self):
         for name in ("solve", "give_up", "err"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"traces.{name} = {getattr(self, name)} is not a probability")
+                raise ValueError(
+                    f"config.start.traces.{name} = {getattr(self, name)} is not a probability"
+                )
         if self.give_up + self.err > 1:
-            raise ValueError("traces.give_up + traces.err exceeds 1")
+            raise ValueError("config.start.traces.give_up + config.start.traces.err exceeds 1")
 
 
 def sample_traces(prompts: Sequence[Prompt], rng: random.Random, config: TraceConfig) -> list[str]:
@@ -87,8 +89,8 @@ def _most_tries(n: int, max_tokens: int) -> int:
     most = (max_tokens - ending) // a_try
     if most < 1:
         raise ValueError(
-            f"traces.max_tokens = {max_tokens} has no room for one try of {n} numbers, "
-            f"which takes {a_try + ending}"
+            f"config.start.traces.max_tokens = {max_tokens} has no room for one try of "
+            f"{n} numbers, which takes {a_try + ending}"
         )
     return most
 
