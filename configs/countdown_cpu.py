@@ -37,7 +37,7 @@ def get_config(size: str = "full") -> ConfigDict:
             "tied_embeddings": True,
             "param_dtype": "float32",
             "compute_dtype": "float32",
-            "remat": "none",
+            "remat": "full",
         }
     )
     config.cloud = ConfigDict({"kind": "oracle", "accuracy": 0.935, "seed": 0})
@@ -73,7 +73,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.evaluation = ConfigDict(
         {"every": 20, "validation_prompts": 256, "test_prompts": 2000, "cap": 0.3, "batch": 256}
     )
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "cpu_devices": 2})
     if size == "smoke":
         _shrink(config)
     elif size != "full":

@@ -1,4 +1,4 @@
-"""Runs an experiment: `python -m experiments.launch --config=configs/countdown_cpu.py --workdir=DIR`.
+"""Runs an experiment: `python -m experiments.launch --config=configs/x.py --workdir=DIR`.
 
 Any setting can be overridden on the command line (`--config.learning.steps=200`); running the same
 command again in the same workdir resumes it.

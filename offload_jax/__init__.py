@@ -1,1 +1,1 @@
-"""offload_jax: teach a device LLM by reinforcement learning when to hand a question to the cloud."""
+"""Teach a device LLM by reinforcement learning when to hand a question to the cloud."""

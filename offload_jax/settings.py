@@ -1,4 +1,4 @@
-"""From an ml_collections config to frozen, checked dataclasses: unknown keys and wrong types fail in one sentence."""
+"""From an ml_collections config to frozen, checked dataclasses; mistakes fail in one sentence."""
 
 import dataclasses
 import difflib

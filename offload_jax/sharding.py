@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,12 +30,28 @@ class MeshConfig:
     data: int = -1  # copies of the weights, each with its share of the prompts
     fsdp: int = 1  # weights split along the width, prompts split too
     tensor: int = 1  # heads, MLP and vocabulary split
+    cpu_devices: int = 1  # without an accelerator: devices that the CPU is split into
 
     def __post_init__(self):
-        sizes = dataclasses.asdict(self)
-        for name, size in sizes.items():
+        for name, size in self.axes.items():
             require(size == -1 or size >= 1, f"config.mesh.{name} is {size}; use -1 or at least 1.")
-        require(list(sizes.values()).count(-1) <= 1, "Only one axis of config.mesh may be -1.")
+        require(list(self.axes.values()).count(-1) <= 1, "Only one axis of config.mesh may be -1.")
+        require(self.cpu_devices >= 1, "config.mesh.cpu_devices must be at least 1.")
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes by axis name."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+
+def split_cpu(config: MeshConfig) -> None:
+    """Splits the CPU into `config.cpu_devices` devices, if it is what jax will run on.
+
+    One device per core decodes up to twice as fast as one device with both: small operations run
+    side by side. To be called before jax is used; the flag of XLA that does the same wins.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -44,13 +61,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         ValueError: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = dataclasses.asdict(config)
+    sizes = config.axes
     fixed = math.prod(size for size in sizes.values() if size != -1)
     rest = len(devices) // fixed
     shape = {name: rest if size == -1 else size for name, size in sizes.items()}
     require(
         math.prod(shape.values()) == len(devices),
-        f"config.mesh {sizes} does not fit {len(devices)} device(s): the sizes must multiply to it.",
+        f"config.mesh {sizes} does not fit {len(devices)} device(s): the product must be that.",
     )
     return jax.make_mesh(
         tuple(shape.values()), tuple(shape), (AxisType.Auto,) * len(shape), devices=devices

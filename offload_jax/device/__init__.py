@@ -1,0 +1,1 @@
+"""The device LLM: configuration, weights, attention, forward / prefill / decode."""

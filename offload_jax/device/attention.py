@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-
 _HIDDEN = -1e30  # a masked score; finite, so that no difference of two is NaN
 
 
@@ -24,6 +23,27 @@ class KeyValues:
 
     keys: Float[Array, "... K T N"]
     values: Float[Array, "... K T N"]
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the responses so far, for `attend_step`; keys have positions last."""
+
+    keys: Float[Array, "P G K N T"]
+    values: Float[Array, "P G K T N"]
+
+    def write(self, new: KeyValues, step: Int[Array, ""]) -> "Cache":
+        """With the keys and values of one position per row, [P, G, K, 1, N], at `step`."""
+        update = jax.lax.dynamic_update_slice_in_dim
+        keys = update(self.keys, new.keys.swapaxes(3, 4), step, axis=4)
+        return Cache(keys, update(self.values, new.values, step, axis=3))
+
+    def grow(self, T: int) -> "Cache":
+        """With room for T positions."""
+        more = T - self.values.shape[3]
+        unchanged = [(0, 0)] * 3
+        keys = jnp.pad(self.keys, [*unchanged, (0, 0), (0, more)])
+        return Cache(keys, jnp.pad(self.values, [*unchanged, (0, more), (0, 0)]))
 
 
 def attend(
@@ -93,6 +113,35 @@ def attend_causally(
         before = jax.tree.map(lambda kv, end=end: kv[..., :end, :], own)
         mixed.append(attend(queries[:, :, first:end], before, seen, prompt, prompt_mask))
     return jnp.concatenate(mixed, axis=2)
+
+
+def attend_step(
+    queries: Float[Array, "P G H N"],
+    cache: Cache,
+    step: Int[Array, ""],
+    prompt: KeyValues,
+    prompt_mask: Bool[Array, "P S"],
+) -> Float[Array, "P G H N"]:
+    """`attend` of one new position per row to the cache's positions 0..step and the prompt.
+
+    The products with the cache are written as multiply and sum: XLA then updates the cache in
+    place, where a batched matrix product makes it copy the whole cache at every step.
+    """
+    P, G, H, N = queries.shape
+    K, T = cache.keys.shape[2], cache.keys.shape[4]
+    rows = (queries * N**-0.5).reshape(P, G, K, H // K, N).astype(jnp.float32)
+
+    scores = jnp.sum(rows[..., None] * cache.keys[:, :, :, None], axis=-2)
+    scores = jnp.where(jnp.arange(T) <= step, scores, _HIDDEN)
+    prompt_scores = _scores("pgkhn,pksn->pgkhs", rows.astype(prompt.keys.dtype), prompt.keys)
+    prompt_scores = jnp.where(prompt_mask[:, None, None, None], prompt_scores, _HIDDEN)
+    top = jnp.maximum(scores.max(-1, keepdims=True), prompt_scores.max(-1, keepdims=True))
+
+    weights, prompt_weights = jnp.exp(scores - top), jnp.exp(prompt_scores - top)
+    total = weights.sum(-1, keepdims=True) + prompt_weights.sum(-1, keepdims=True)
+    mixed = jnp.sum(weights[..., None] * cache.values[:, :, :, None], axis=-2)
+    mixed += _mix("pgkhs,pksn->pgkhn", prompt_weights, prompt.values)
+    return (mixed / total).astype(queries.dtype).reshape(P, G, H, N)
 
 
 def rotate(

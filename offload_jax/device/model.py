@@ -5,13 +5,12 @@ for its whole group; response token t stands at position `prompt_length + t`.
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from offload_jax.device.attention import KeyValues, attend, attend_causally, rotate
+from offload_jax.device.attention import Cache, KeyValues, attend_causally, attend_step, rotate
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params
 from offload_jax.sharding import constrain
@@ -21,7 +20,7 @@ def forward(
     params: Params,
     config: DeviceConfig,
     prompts: Int[Array, "P S"],
-    prompt_lengths: Int[Array, "P"],
+    prompt_lengths: Int[Array, " P"],
     responses: Int[Array, "P G T"],
 ) -> Float[Array, "P G T D"]:
     """Final hidden states that predict each response token (see `token_logprobs`).
@@ -60,7 +59,7 @@ def prefill(
     params: Params,
     config: DeviceConfig,
     prompts: Int[Array, "P S"],
-    prompt_lengths: Int[Array, "P"],
+    prompt_lengths: Int[Array, " P"],
 ) -> tuple[Float[Array, "P V"], KeyValues]:
     """Next-token logits after each prompt, and the prompts' keys and values [L, P, K, S, N]."""
     S = prompts.shape[1]
@@ -80,10 +79,10 @@ def decode(
     config: DeviceConfig,
     tokens: Int[Array, "P G"],
     step: Int[Array, ""],
-    prompt_lengths: Int[Array, "P"],
+    prompt_lengths: Int[Array, " P"],
     prompt_caches: list[KeyValues],
-    caches: list[KeyValues],
-) -> tuple[Float[Array, "P G V"], list[KeyValues]]:
+    caches: list[Cache],
+) -> tuple[Float[Array, "P G V"], list[Cache]]:
     """Reads response token `step` of every row, writes its keys and values, predicts the next.
 
     Args:
@@ -93,25 +92,21 @@ def decode(
         step: which response position `tokens` stand at; the same for all rows.
         prompt_lengths: real tokens of each prompt.
         prompt_caches: per layer, keys and values of the prompts, [P, K, S, N].
-        caches: per layer, keys and values of the responses, [P, G, K, T, N]; positions below
-            `step` are filled.
+        caches: per layer, keys and values of the responses; positions below `step` are filled.
 
     Returns:
         Logits of the next token, float32, and the caches with position `step` filled.
     """
-    S, T = prompt_caches[0].keys.shape[-2], caches[0].keys.shape[-2]
-    prompt_mask = jnp.arange(S) < prompt_lengths[:, None]
-    seen = jnp.arange(T)[None] <= step
+    prompt_mask = jnp.arange(prompt_caches[0].keys.shape[2]) < prompt_lengths[:, None]
     positions = (prompt_lengths + step)[:, None, None]
     x = _embed(params, config, tokens[..., None])
     filled = []
     for weights, prompt_kv, cache in zip(params["layers"], prompt_caches, caches, strict=True):
         queries, new = _project(weights, config, x, positions)
-        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=step, axis=3)
-        cache = jax.tree.map(write, cache, new)
+        cache = cache.write(new, step)
+        mixed = attend_step(queries[:, :, 0], cache, step, prompt_kv, prompt_mask)
+        x = _residuals(weights, config, x, mixed[:, :, None])
         filled.append(cache)
-        mixed = attend(queries, cache, seen, prompt_kv, prompt_mask)
-        x = _residuals(weights, config, x, mixed)
     x = _rms_norm(x[:, :, 0], params["final_norm"], config)
     return logits(params, config, x), filled
 
@@ -121,11 +116,11 @@ def unstack_layers(tree: Params | KeyValues, layers: int) -> list:
     return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]
 
 
-def empty_caches(config: DeviceConfig, P: int, G: int, T: int) -> list[KeyValues]:
-    """Per layer, room for the keys and values of P x G responses of T tokens."""
-    zeros = jnp.zeros((P, G, config.kv_heads, T, config.head_size), config.compute)
-    zeros = constrain(zeros, "prompts", None, "kv_heads", None, None)
-    return [KeyValues(zeros, zeros) for _ in range(config.layers)]
+def empty_caches(config: DeviceConfig, P: int, G: int) -> list[Cache]:
+    """Per layer, caches of P x G responses without room for any position yet."""
+    K, N = config.kv_heads, config.head_size
+    keys = jnp.zeros((P, G, K, N, 0), config.compute)
+    return [Cache(keys, keys.swapaxes(3, 4)) for _ in range(config.layers)]
 
 
 def logits(
@@ -145,7 +140,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int = 128,
 ) -> Float[Array, "P G T"]:
-    """log pi(token), float32, from `forward`'s hidden states, at a sampling temperature.
+    """Log pi(token), float32, from `forward`'s hidden states, at a sampling temperature.
 
     The logits exist for `chunk` response positions at a time, in the backward pass too.
     """
@@ -162,7 +157,7 @@ def token_logprobs(
 
 
 def select_logprobs(scores: Float[Array, "*b V"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
-    """log softmax(scores) at `tokens`."""
+    """Log softmax(scores) at `tokens`."""
     chosen = jnp.take_along_axis(scores, tokens[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(scores, axis=-1)
 

@@ -94,7 +94,7 @@ def count_params(config: DeviceConfig) -> int:
     return sum(math.prod(spec.shape) for spec in specs)
 
 
-def fourier_features(values: Int[Array, "n"], width: int) -> Float[Array, "n D"]:
+def fourier_features(values: Int[Array, " n"], width: int) -> Float[Array, "n D"]:
     """Embeddings of integers in which near numbers are near and sums are rotations.
 
     Cosines and sines of `2 pi v / period` for periods from 2 to 256, geometrically spaced (as

@@ -1,0 +1,1 @@
+"""Policies over test prompts: records, metrics, tables and plots."""

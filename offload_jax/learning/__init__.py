@@ -1,0 +1,1 @@
+"""Pure: rewards, prompt filter, GAPG, the optimiser and the update."""

@@ -22,8 +22,8 @@ from offload_jax.learning.reward import RewardConfig, hierarchical_reward
 class GapgConfig:
     """The objective's settings."""
 
-    reward: RewardConfig = RewardConfig()
-    filter: FilterConfig = FilterConfig()
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    filter: FilterConfig = dataclasses.field(default_factory=FilterConfig)
 
 
 @struct.dataclass
@@ -36,7 +36,7 @@ class Gapg:
 
 
 def gapg(
-    judgement: Judgement, ids: Int[Array, "P"], key: Key[Array, ""], config: GapgConfig
+    judgement: Judgement, ids: Int[Array, " P"], key: Key[Array, ""], config: GapgConfig
 ) -> Gapg:
     """Rewards, filter and estimator, in the paper's order."""
     rewards = hierarchical_reward(judgement, config.reward)

@@ -30,17 +30,17 @@ class FilterConfig:
 class Kept:
     """D1 and D2 as masks; they are disjoint."""
 
-    d1: Bool[Array, "P"]  # solved on the device
-    d2: Bool[Array, "P"]  # left to the cloud
+    d1: Bool[Array, " P"]  # solved on the device
+    d2: Bool[Array, " P"]  # left to the cloud
 
     @property
-    def prompts(self) -> Bool[Array, "P"]:
+    def prompts(self) -> Bool[Array, " P"]:
         """D1 united with D2."""
         return self.d1 | self.d2
 
 
 def filter_prompts(
-    judgement: Judgement, ids: Int[Array, "P"], key: Key[Array, ""], config: FilterConfig
+    judgement: Judgement, ids: Int[Array, " P"], key: Key[Array, ""], config: FilterConfig
 ) -> Kept:
     """Keeps D1 and at most floor(rho |D1|) of the prompts that only the cloud solves, D2.
 

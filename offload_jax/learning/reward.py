@@ -1,5 +1,4 @@
-"""The hierarchical reward: solving alone is worth more than a correct call, a correct call more
-than nothing."""
+"""The hierarchical reward: solving is worth more than a correct call, which is worth something."""
 
 import dataclasses
 

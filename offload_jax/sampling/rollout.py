@@ -13,7 +13,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from offload_jax.device import model
-from offload_jax.device.attention import KeyValues
+from offload_jax.device.attention import Cache
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params
 from offload_jax.settings import require
@@ -24,9 +24,9 @@ from offload_jax.sharding import constrain
 class PromptBatch:
     """P prompts as tokens, padded on the right."""
 
-    ids: Int[Array, "P"]  # the task's prompt ids
+    ids: Int[Array, " P"]  # the task's prompt ids
     tokens: Int[Array, "P S"]
-    lengths: Int[Array, "P"]  # at least 1
+    lengths: Int[Array, " P"]  # at least 1
 
 
 @struct.dataclass
@@ -63,7 +63,7 @@ class _State:
     tokens: Int[Array, "P G T"]
     logprobs: Float[Array, "P G T"]
     lengths: Int[Array, "P G"]
-    caches: list[KeyValues]
+    caches: list[Cache]
 
 
 @partial(jax.jit, static_argnames=("config", "sampling", "stop", "pad"))
@@ -129,10 +129,10 @@ def rollout(
         tokens=constrain(jnp.full((P, G, T), pad, jnp.int32), "prompts"),
         logprobs=constrain(jnp.zeros((P, G, T), jnp.float32), "prompts"),
         lengths=jnp.zeros((P, G), jnp.int32),
-        caches=model.empty_caches(config, P, G, 0),
+        caches=model.empty_caches(config, P, G),
     )
     for end in [*range(sampling.cache_segment, T, sampling.cache_segment), T]:
-        state = state.replace(caches=_grow(state.caches, end))
+        state = state.replace(caches=[_pin(cache.grow(end)) for cache in state.caches])
         state = jax.lax.while_loop(
             lambda s, end=end: (s.step < end) & ~jnp.all(s.done),
             sample,
@@ -146,7 +146,7 @@ def step_key(seed: int, step: int) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def sample_keys(key: Key[Array, ""], ids: Int[Array, "P"], G: int) -> Key[Array, "P G"]:
+def sample_keys(key: Key[Array, ""], ids: Int[Array, " P"], G: int) -> Key[Array, "P G"]:
     """One key per response: folded from the step's key, the prompt's id and the sample's index."""
     fold = jax.random.fold_in
     by_prompt = jax.vmap(fold, (None, 0))(key, ids)
@@ -170,10 +170,5 @@ def _rollout_weights(params: Params, config: DeviceConfig) -> Params:
     return {**cast, "layers": model.unstack_layers(cast["layers"], config.layers)}
 
 
-def _grow(caches: list[KeyValues], T: int) -> list[KeyValues]:
-    """Caches with room for T response positions."""
-
-    def grow(x):
-        return jnp.pad(x, [(0, 0)] * 3 + [(0, T - x.shape[3]), (0, 0)])
-
-    return jax.tree.map(grow, caches)
+def _pin(cache: Cache) -> Cache:
+    return jax.tree.map(lambda x: constrain(x, "prompts", None, "kv_heads"), cache)

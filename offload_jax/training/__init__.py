@@ -1,0 +1,1 @@
+"""The shell: settings, stages, checkpoints, logs, and the run itself."""

@@ -1,8 +1,8 @@
 """Checkpoints of the device LLM, with orbax: all that a later run needs, and nothing pickled.
 
-A checkpoint holds the weights, the optimiser's state and the step; the random keys and the place in
-the data follow from the step (see `offload_jax.sampling.rollout` and `offload_jax.training.data`).
-Beside them lie the shape of the device LLM and its tokenizer, so that a checkpoint can be used alone.
+A checkpoint holds the weights, the optimiser's state and the step; the random keys and the place
+in the data follow from the step (see `offload_jax.sampling.rollout`, `offload_jax.training.data`).
+Beside them lie the shape of the device LLM and its tokenizer, so that a checkpoint stands alone.
 """
 
 import dataclasses

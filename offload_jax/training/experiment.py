@@ -69,7 +69,7 @@ class LearningSettings:
     steps: int
     batch: BatchSettings
     optimizer: OptimizerConfig
-    gapg: GapgConfig = GapgConfig()
+    gapg: GapgConfig = dataclasses.field(default_factory=GapgConfig)
     collapse_patience: int = 3  # evaluations in a row with all or no calls before a warning
 
 
@@ -96,7 +96,7 @@ class Experiment:
     start: StartSettings
     learning: LearningSettings
     evaluation: EvaluationSettings
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     keep_checkpoints: int = 2  # of each stage
 
     def __post_init__(self):

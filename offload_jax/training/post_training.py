@@ -1,7 +1,7 @@
 """Post-training with GAPG: sample, judge, filter, update."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -19,7 +19,6 @@ from offload_jax.sampling.rollout import Rollout, step_key
 from offload_jax.sampling.sampler import Sampler, fetch
 from offload_jax.sampling.text import decode_responses
 from offload_jax.sharding import place
-from offload_jax.tasks.task import Prompt
 from offload_jax.training.data import training_batches
 from offload_jax.training.experiment import Experiment
 from offload_jax.training.loop import Metrics, Stage

@@ -15,7 +15,7 @@ from offload_jax.evaluation.records import read_records, write_records
 from offload_jax.evaluation.table import build_table, markdown, terminal
 from offload_jax.learning.update import TrainState
 from offload_jax.sampling.sampler import Sampler
-from offload_jax.sharding import make_mesh, prompt_shards
+from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
 from offload_jax.tasks.countdown.task import CountdownTask
 from offload_jax.training.checkpoints import Checkpoints
 from offload_jax.training.detectors import collapse
@@ -34,6 +34,7 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
         ValueError: settings, devices, tokenizer or workdir do not fit; nothing is computed then.
         RunError: a loss or gradient is not finite.
     """
+    split_cpu(experiment.mesh)
     mesh = make_mesh(experiment.mesh)
     check_devices(experiment, prompt_shards(mesh))
     workdir = open_workdir(path, experiment)

@@ -75,7 +75,7 @@ def trace_batch(experiment: Experiment, sampler: Sampler, prompts, step: int) ->
     rng = random.Random(f"{experiment.seed}/traces/{step}")
     texts = sample_traces(prompts, rng, experiment.start.traces)
     pad, stop = special_ids(sampler.tokenizer)
-    rows = [encoding.ids + [stop] for encoding in sampler.tokenizer.encode_batch(texts)]
+    rows = [[*encoding.ids, stop] for encoding in sampler.tokenizer.encode_batch(texts)]
     tokens = np.full((len(rows), 1, experiment.sampling.response_tokens), pad, np.int32)
     for i, row in enumerate(rows):
         tokens[i, 0, : len(row)] = row

@@ -20,7 +20,9 @@ def test_encoding_what_was_decoded_gives_the_same_ids(ids):
 def test_specials_have_the_first_ids_and_tags_survive_decoding():
     ids = [_TOKENIZER.token_to_id(word) for word in ("<pad>", "<bos>", "<eos>", "<unk>")]
     assert ids == [0, 1, 2, 3]
-    text = f"<bos> 3 * 7 = 21 , 25 + 21 = 46 yes </think> <answer> 3 </answer> {CALL_MARKER} <eos>"
+    text = (
+        f"<bos> 3 * 7 = 21 , 25 + 21 = 46 off 0 </think> <answer> 3 </answer> {CALL_MARKER} <eos>"
+    )
     decoded = _TOKENIZER.decode(_TOKENIZER.encode(text).ids)
     assert decoded == text.removeprefix("<bos> ").removesuffix(" <eos>")
 

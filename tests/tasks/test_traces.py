@@ -1,6 +1,7 @@
 import collections
 import operator
 import random
+import re
 import time
 
 import pytest
@@ -34,31 +35,25 @@ def _prompts(count, seed=0):
 def _configs(draw):
     give_up = draw(st.floats(0, 1))
     err = draw(st.floats(0, 1 - give_up))
-    return TraceConfig(draw(st.integers(33, 300)), draw(st.floats(0, 1)), give_up, err)
+    return TraceConfig(draw(st.integers(34, 300)), draw(st.floats(0, 1)), give_up, err)
 
 
-def _tries(thought: str) -> list[tuple[str, str]]:
-    """(steps, verdict) of each try."""
-    tries, words = [], []
-    for word in thought.split():
-        if word in ("yes", "no"):
-            tries.append((" ".join(words), word))
-            words = []
-        else:
-            words.append(word)
-    assert not words
-    return tries
+def _tries(thought: str) -> list[tuple[str, int]]:
+    """(steps, distance from the target) of each try."""
+    tries = re.findall(r"(.+?) off (\d+) ?", thought)
+    assert "".join(f"{steps} off {off} " for steps, off in tries).strip() == thought
+    return [(steps, int(off)) for steps, off in tries]
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32), _configs())
-def test_every_step_is_right_and_a_try_says_yes_exactly_at_the_target(seed, config):
+def test_every_step_is_right_and_a_try_says_how_far_it_is_off_the_target(seed, config):
     (prompt,) = _prompts(1, seed)
     trace = sample_trace(prompt, random.Random(seed), config)
     thought, _, _ = trace.partition(" </think> ")
     tries = _tries(thought)
     assert tries
-    for steps, verdict in tries:
+    for steps, off in tries:
         left = list(prompt.gold["numbers"])
         for step in steps.split(" , "):
             a, op, b, equals, result = step.split()
@@ -68,18 +63,18 @@ def test_every_step_is_right_and_a_try_says_yes_exactly_at_the_target(seed, conf
             left.remove(int(b))
             left.append(int(result))
         assert len(left) == 1
-        assert (verdict == "yes") == (left[0] == prompt.gold["target"])
-    assert all(verdict == "no" for _, verdict in tries[:-1])
+        assert off == abs(left[0] - prompt.gold["target"])
+    assert all(off > 0 for _, off in tries[:-1])
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32), _configs())
-def test_a_yes_is_followed_by_a_right_answer_and_a_no_by_a_wrong_one_or_a_call(seed, config):
+def test_a_hit_is_followed_by_a_right_answer_and_a_miss_by_a_wrong_one_or_a_call(seed, config):
     (prompt,) = _prompts(1, seed)
     trace = sample_trace(prompt, random.Random(seed), config)
     parsed = parse(trace)
     assert parsed.formatted
-    solved = " yes </think>" in trace
+    solved = " off 0 </think>" in trace
     if parsed.kind == Kind.ANSWER:
         assert verify(parsed.answer, prompt.gold["numbers"], prompt.gold["target"]) == solved
     else:
@@ -96,7 +91,7 @@ def test_a_trace_with_its_end_fits_the_token_limit_and_the_vocabulary(seed, conf
     assert _TOKENIZER.decode(encoded.ids) + " <eos>" == " ".join(encoded.tokens)
 
 
-@pytest.mark.parametrize(("numbers", "tokens"), [((3, 7, 25), 23), ((3, 7, 11, 25), 33)])
+@pytest.mark.parametrize(("numbers", "tokens"), [((3, 7, 25), 24), ((3, 7, 11, 25), 34)])
 def test_the_smallest_limit_is_used_to_the_last_token(numbers, tokens):
     lengths = []
     for target in solver.reachable(numbers):
@@ -114,7 +109,7 @@ def _shares(**settings) -> dict[str, float]:
     outcomes = collections.Counter()
     for trace in sample_traces(prompts, random.Random(1), TraceConfig(**settings)):
         kind = parse(trace).kind
-        outcomes["call" if kind == Kind.CALL else "right" if " yes " in trace else "wrong"] += 1
+        outcomes["call" if kind == Kind.CALL else "right" if " off 0 " in trace else "wrong"] += 1
     return {outcome: count / len(prompts) for outcome, count in outcomes.items()}
 
 
@@ -131,8 +126,8 @@ def test_the_settings_decide_how_a_search_ends():
 def test_the_solution_comes_at_every_position():
     positions = collections.Counter()
     for trace in sample_traces(_prompts(500), random.Random(0), TraceConfig(128, 1, 0, 0)):
-        positions[trace.count(" no")] += 1
-    assert min(positions[i] for i in range(6)) > 20
+        positions[trace.count(" off ") - 1] += 1
+    assert min(positions[i] for i in range(5)) > 20
 
 
 def test_a_search_seldom_repeats_a_try():

@@ -147,7 +147,8 @@ def build(config: CountdownConfig, data_dir: str | Path) -> Countdown:
     """Builds the dataset under `data_dir` unless it is there, quietly, and returns its builder.
 
     TFDS writes to an incomplete directory and renames it at the end: an interrupted build leaves
-    nothing that a later one could take for a dataset.
+    nothing that a later one could take for a dataset. If another process finishes the same build
+    first, its dataset is used: both are the same.
     """
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
@@ -156,6 +157,8 @@ def build(config: CountdownConfig, data_dir: str | Path) -> Countdown:
         builder = Countdown(config=config, data_dir=str(data_dir), file_format="array_record")
         with contextlib.redirect_stdout(io.StringIO()):  # it prints, besides logging
             builder.download_and_prepare()
+    except FileExistsError:
+        builder = Countdown(config=config, data_dir=str(data_dir), file_format="array_record")
     finally:
         logging.set_verbosity(verbosity)
     return builder

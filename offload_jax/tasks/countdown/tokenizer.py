@@ -10,11 +10,11 @@ from offload_jax.tasks.countdown.solver import MAX_RESULT
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<unknown>", "</unknown>")
 _CALL_WORDS = ("I", "need", "external", "assistance")
-_SYMBOLS = ("+", "-", "*", "/", "(", ")", "=", ",", "yes", "no")
+_SYMBOLS = ("+", "-", "*", "/", "(", ")", "=", ",", "off")
 
 
 def make_tokenizer() -> tokenizers.Tokenizer:
-    """A word-level tokenizer over words parted by spaces: 144 tokens, `<pad>` is id 0.
+    """A word-level tokenizer over words parted by spaces: 143 tokens, `<pad>` is id 0.
 
     Decoding joins words by one space, so encoding what was decoded gives the same ids back.
     """

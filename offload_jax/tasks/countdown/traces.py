@@ -1,8 +1,8 @@
 """Procedural search traces: the supervised start of the device LLM.
 
-A trace is a response. It tries full combinations of the numbers, writes every step's result, says
-yes or no, and ends with an answer or a call, so that a model trained on it sometimes solves,
-sometimes errs and sometimes calls, as an instruct model does before post-training.
+A trace is a response. It tries full combinations of the numbers, writes the result of every step
+and how far each try is off the target, and ends with an answer or a call. A model trained on traces
+sometimes solves, sometimes errs and sometimes calls, like an instruct model before post-training.
 """
 
 import dataclasses
@@ -62,9 +62,9 @@ def sample_trace(prompt: Prompt, rng: random.Random, config: TraceConfig) -> str
         if position == solve_at:
             steps = rng.choice(solver.solutions(numbers, target))
         else:
-            steps = _new_try(numbers, tries, rng)
+            steps = _new_try(numbers, target, tries, rng)
         hit = steps[-1].result == target
-        tries.append(solver.write_steps(steps) + (" yes" if hit else " no"))
+        tries.append(_write_try(steps, target))
         if hit:
             return _answered(tries, steps)
         draw = rng.random()
@@ -81,10 +81,10 @@ def sample_trace(prompt: Prompt, rng: random.Random, config: TraceConfig) -> str
 def _most_tries(n: int, max_tokens: int) -> int:
     """Tries of n numbers that fit with the longest ending and the end-of-sequence token.
 
-    A try has n - 1 steps of 5 tokens, each followed by a comma or the verdict. The longest answer
-    has n numbers, n - 1 operators, a pair of brackets around all but the last step, and 3 tags.
+    A try has n - 1 steps of 5 tokens with commas between, and 2 for the distance. The longest
+    answer has n numbers, n - 1 operators, brackets around all but the last step, and 3 tags.
     """
-    a_try = 6 * (n - 1)
+    a_try = 6 * (n - 1) + 1
     ending = max(n + (n - 1) + 2 * (n - 2) + 3, 1 + len(CALL_MARKER.split())) + 1
     most = (max_tokens - ending) // a_try
     if most < 1:
@@ -95,13 +95,24 @@ def _most_tries(n: int, max_tokens: int) -> int:
     return most
 
 
-def _new_try(numbers: Sequence[int], tries: list[str], rng: random.Random) -> list[solver.Step]:
+def _new_try(
+    numbers: Sequence[int], target: int, tries: list[str], rng: random.Random
+) -> list[solver.Step]:
     """A random combination, redrawn a few times if it was tried before."""
     for _ in range(_REDRAWS):
         steps = solver.random_combination(numbers, rng)
-        if solver.write_steps(steps) + " no" not in tries:
+        if _write_try(steps, target) not in tries:
             break
     return steps
+
+
+def _write_try(steps: Sequence[solver.Step], target: int) -> str:
+    """`7 * 3 = 21 , 25 + 21 = 46 off 0`: the steps, and how far the result is off the target.
+
+    A number says more than yes or no: from the distance a small model learns within minutes to
+    compare with the target, which it otherwise learns last.
+    """
+    return f"{solver.write_steps(steps)} off {abs(steps[-1].result - target)}"
 
 
 def _answered(tries: list[str], steps: Sequence[solver.Step]) -> str:
