@@ -16,7 +16,7 @@ from offload_jax.evaluation.table import build_table, markdown, terminal
 from offload_jax.learning.update import TrainState
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
-from offload_jax.tasks.countdown.task import CountdownTask
+from offload_jax.tasks import make_task
 from offload_jax.training.checkpoints import Checkpoints
 from offload_jax.training.detectors import collapse
 from offload_jax.training.experiment import Experiment, check_devices
@@ -66,7 +66,7 @@ class _Job:
         self, experiment: Experiment, workdir: Workdir, log: RunLog, mesh: jax.sharding.Mesh
     ):
         self.experiment, self.workdir, self.log, self.mesh = experiment, workdir, log, mesh
-        task = CountdownTask(workdir.data, **experiment.task.fields())
+        task = make_task(experiment.task.name, workdir.data, **experiment.task.fields())
         size = task.tokenizer.get_vocab_size()
         if size > experiment.device.vocabulary:
             raise ValueError(

@@ -13,7 +13,8 @@ from offload_jax.tasks.countdown import solver
 from offload_jax.tasks.parsing import ANSWER_CLOSE, ANSWER_OPEN, CALL_MARKER, THINK_CLOSE
 from offload_jax.tasks.task import Prompt
 
-_REDRAWS = 4
+_OPERATORS = "+-*/"
+_DRAWS = 4  # per try, before a plan is left short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,8 @@ class TraceConfig:
 
     Attributes:
         max_tokens: bound on the tokens of a response, the end-of-sequence token included.
-        solve: probability that one try, at a uniformly random position, is drawn from the
-            solutions; a trace may end before that position.
+        solve: probability that a solution is among the planned tries; a trace that ends before
+            it does not solve.
         give_up: probability of a call after a failed try.
         err: probability of answering with the expression that just failed, after a failed try.
     """
@@ -56,16 +57,11 @@ def sample_trace(prompt: Prompt, rng: random.Random, config: TraceConfig) -> str
     """
     numbers, target = prompt.gold["numbers"], prompt.gold["target"]
     most = _most_tries(len(numbers), config.max_tokens)
-    solve_at = int(rng.random() * most) if rng.random() < config.solve else most
+    plan = _plan(numbers, target, most, rng.random() < config.solve, rng)
     tries: list[str] = []
-    for position in range(most):
-        if position == solve_at:
-            steps = rng.choice(solver.solutions(numbers, target))
-        else:
-            steps = _new_try(numbers, target, tries, rng)
-        hit = steps[-1].result == target
+    for steps in plan:
         tries.append(_write_try(steps, target))
-        if hit:
+        if steps[-1].result == target:
             return _answered(tries, steps)
         draw = rng.random()
         if draw < config.err:
@@ -95,15 +91,29 @@ def _most_tries(n: int, max_tokens: int) -> int:
     return most
 
 
-def _new_try(
-    numbers: Sequence[int], target: int, tries: list[str], rng: random.Random
-) -> list[solver.Step]:
-    """A random combination, redrawn a few times if it was tried before."""
-    for _ in range(_REDRAWS):
-        steps = solver.random_combination(numbers, rng)
-        if _write_try(steps, target) not in tries:
+def _plan(
+    numbers: Sequence[int], target: int, most: int, solve: bool, rng: random.Random
+) -> list[list[solver.Step]]:
+    """Up to `most` different combinations, in a fixed order, a solution among them if `solve`.
+
+    In order, because a model that decodes greedily then goes from each try to a later one, where
+    random tries would teach it to repeat the likeliest one for ever.
+    """
+    plan = {}
+    if solve:
+        steps = rng.choice(solver.solutions(numbers, target))
+        plan[_rank(steps)] = steps
+    for _ in range(_DRAWS * most):
+        if len(plan) == most:
             break
-    return steps
+        steps = solver.random_combination(numbers, rng)
+        plan[_rank(steps)] = steps
+    return [plan[rank] for rank in sorted(plan)]
+
+
+def _rank(steps: Sequence[solver.Step]) -> tuple:
+    """Where a combination stands in the order: large operands first, then + - * /."""
+    return tuple((-step.high, -step.low, _OPERATORS.index(step.op)) for step in steps)
 
 
 def _write_try(steps: Sequence[solver.Step], target: int) -> str:
