@@ -52,17 +52,19 @@ def get_config(size: str = "full") -> ConfigDict:
     )
     config.start = ConfigDict(
         {
-            "steps": 1000,
-            "batch": {"prompts": 64, "micro_prompts": 16, "length_buckets": 4},
-            "optimizer": _optimizer(rate=3e-3, schedule="cosine", warmup_steps=50),
-            "traces": {"max_tokens": 128, "solve": 0.9, "give_up": 0.06, "err": 0.06},
+            "steps": 1200,
+            "batch": {"prompts": 32, "micro_prompts": 16, "length_buckets": 4},
+            "optimizer": _optimizer(rate=3e-3, schedule="cosine", warmup_steps=50, b2=0.95),
+            "traces": {"max_tokens": 128, "solve": 0.9, "impatience": 0.0, "near": 0},
+            "late_steps": 300,
+            "late_traces": {"max_tokens": 128, "solve": 0.9, "impatience": 0.2, "near": 20},
         }
     )
     config.learning = ConfigDict(
         {
             "steps": 120,
-            "batch": {"prompts": 32, "micro_prompts": 2, "length_buckets": 4},
-            "optimizer": _optimizer(rate=3e-4, schedule="constant", warmup_steps=5),
+            "batch": {"prompts": 32, "micro_prompts": 4, "length_buckets": 4},
+            "optimizer": _optimizer(rate=1.5e-4, schedule="constant", warmup_steps=5),
             "gapg": {
                 "reward": {"answer": 1.0, "call": 0.3, "format": 0.0},
                 "filter": {"enabled": True, "rho": 3 / 7, "solved": "any_correct"},
@@ -81,7 +83,7 @@ def get_config(size: str = "full") -> ConfigDict:
     return config
 
 
-def _optimizer(rate: float, schedule: str, warmup_steps: int) -> dict:
+def _optimizer(rate: float, schedule: str, warmup_steps: int, b2: float = 0.999) -> dict:
     return {
         "rate": rate,
         "schedule": schedule,
@@ -89,7 +91,7 @@ def _optimizer(rate: float, schedule: str, warmup_steps: int) -> dict:
         "clip": 1.0,
         "weight_decay": 0.0,
         "b1": 0.9,
-        "b2": 0.999,
+        "b2": b2,
         "epsilon": 1e-8,
     }
 
@@ -97,7 +99,7 @@ def _optimizer(rate: float, schedule: str, warmup_steps: int) -> dict:
 def _shrink(config: ConfigDict) -> None:
     """Under a minute after compilation; too short to learn much."""
     config.task.update({"train": 500, "validation": 64, "test": 64})
-    config.start.steps = 60
+    config.start.update({"steps": 60, "late_steps": 20})
     config.learning.steps = 4
     config.evaluation.update(
         {"every": 2, "validation_prompts": 64, "test_prompts": 64, "batch": 64}

@@ -59,7 +59,16 @@ class StartSettings:
     steps: int
     batch: BatchSettings
     optimizer: OptimizerConfig
-    traces: TraceConfig
+    traces: TraceConfig  # teach to search
+    late_steps: int  # the last steps imitate `late_traces` instead, which teach when to stop
+    late_traces: TraceConfig
+
+    def __post_init__(self):
+        require(
+            0 <= self.late_steps <= self.steps,
+            f"config.start.late_steps ({self.late_steps}) must be between 0 and"
+            f" config.start.steps ({self.steps}).",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +112,13 @@ class Experiment:
         require(0 <= self.seed < 2**31, "config.seed must be between 0 and 2**31 - 1.")
         require(self.sampling.group >= 2, "config.sampling.group must be at least 2 (GAPG's G).")
         require(self.sampling.temperature > 0, "config.sampling.temperature must be positive.")
-        require(
-            self.start.traces.max_tokens <= self.sampling.response_tokens,
-            f"config.start.traces.max_tokens ({self.start.traces.max_tokens}) exceeds"
-            f" config.sampling.response_tokens ({self.sampling.response_tokens}).",
-        )
+        for name in ("traces", "late_traces"):
+            tokens = getattr(self.start, name).max_tokens
+            require(
+                tokens <= self.sampling.response_tokens,
+                f"config.start.{name}.max_tokens ({tokens}) exceeds"
+                f" config.sampling.response_tokens ({self.sampling.response_tokens}).",
+            )
         for stage in ("start", "learning"):
             _check_batch(f"config.{stage}", getattr(self, stage))
         evaluation = self.evaluation

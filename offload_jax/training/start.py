@@ -73,7 +73,9 @@ def embed_numbers(params: Params, sampler: Sampler) -> Params:
 def trace_batch(experiment: Experiment, sampler: Sampler, prompts, step: int) -> WeightedResponses:
     """Traces for the prompts as groups of one, weighted so that the loss is a mean over tokens."""
     rng = random.Random(f"{experiment.seed}/traces/{step}")
-    texts = sample_traces(prompts, rng, experiment.start.traces)
+    late = step >= experiment.start.steps - experiment.start.late_steps
+    traces = experiment.start.late_traces if late else experiment.start.traces
+    texts = sample_traces(prompts, rng, traces)
     pad, stop = special_ids(sampler.tokenizer)
     rows = [[*encoding.ids, stop] for encoding in sampler.tokenizer.encode_batch(texts)]
     tokens = np.full((len(rows), 1, experiment.sampling.response_tokens), pad, np.int32)

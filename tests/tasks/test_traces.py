@@ -33,9 +33,10 @@ def _prompts(count, seed=0):
 
 @st.composite
 def _configs(draw):
-    give_up = draw(st.floats(0, 1))
-    err = draw(st.floats(0, 1 - give_up))
-    return TraceConfig(draw(st.integers(34, 300)), draw(st.floats(0, 1)), give_up, err)
+    share = st.floats(0, 1)
+    return TraceConfig(
+        draw(st.integers(34, 300)), draw(share), draw(share), draw(st.integers(0, 30))
+    )
 
 
 def _tries(thought: str) -> list[tuple[str, int]]:
@@ -96,7 +97,7 @@ def test_the_smallest_limit_is_used_to_the_last_token(numbers, tokens):
     lengths = []
     for target in solver.reachable(numbers):
         trace = sample_trace(
-            make_prompt(0, numbers, target), random.Random(0), TraceConfig(tokens, 1, 0, 0)
+            make_prompt(0, numbers, target), random.Random(0), TraceConfig(tokens, 1, 0)
         )
         lengths.append(len(trace.split()) + 1)
     assert max(lengths) == tokens
@@ -114,24 +115,40 @@ def _shares(**settings) -> dict[str, float]:
 
 
 def test_the_settings_decide_how_a_search_ends():
-    assert _shares(solve=1, give_up=0, err=0) == {"right": 1.0}
-    lucky = _shares(max_tokens=48, solve=0, give_up=0, err=0)
+    assert _shares(solve=1) == {"right": 1.0}
+    lucky = _shares(max_tokens=48, solve=0)
     assert set(lucky) == {"right", "call"} and lucky["right"] < 0.4
-    assert "call" not in _shares(solve=0, give_up=0, err=0.5)
-    assert "wrong" not in _shares(solve=0, give_up=0.5, err=0)
-    impatient = _shares(solve=0, give_up=1, err=0)
-    assert impatient["call"] > 0.8
+    assert "call" not in _shares(solve=0, near=119)
+    assert "wrong" not in _shares(solve=0, impatience=0.5)
+    patient, impatient = _shares(impatience=0.1, near=12), _shares(impatience=0.5, near=12)
+    assert patient["right"] > impatient["right"] + 0.1
+    assert min(impatient.values()) > 0.1
+
+
+def test_an_impatient_search_ends_sooner_and_at_the_latest_when_it_is_certain_to():
+    tries = [
+        trace.count(" off ")
+        for trace in sample_traces(_prompts(500), random.Random(0), TraceConfig(300, 0, 0.25))
+    ]
+    assert max(tries) == 4
+    assert min(tries) == 1
+
+
+def test_a_search_that_fails_answers_when_near_and_calls_when_far():
+    for trace in sample_traces(_prompts(300), random.Random(0), TraceConfig(128, 0, 0.5, 12)):
+        off = _tries(trace.partition(" </think> ")[0])[-1][1]
+        assert (parse(trace).kind == Kind.ANSWER) == (off <= 12)
 
 
 def test_the_solution_comes_at_every_position():
     positions = collections.Counter()
-    for trace in sample_traces(_prompts(500), random.Random(0), TraceConfig(128, 1, 0, 0)):
+    for trace in sample_traces(_prompts(500), random.Random(0), TraceConfig(128, 1, 0)):
         positions[trace.count(" off ") - 1] += 1
     assert min(positions[i] for i in range(5)) > 20
 
 
 def test_tries_come_in_a_fixed_order():
-    for trace in sample_traces(_prompts(300), random.Random(0), TraceConfig(128, 0, 0, 0)):
+    for trace in sample_traces(_prompts(300), random.Random(0), TraceConfig(128, 0, 0)):
         firsts = [steps.split()[:3] for steps, _ in _tries(trace.partition(" </think> ")[0])]
         keys = [(-int(a), -int(b), "+-*/".index(op)) for a, op, b in firsts]
         assert keys == sorted(keys)
@@ -139,7 +156,7 @@ def test_tries_come_in_a_fixed_order():
 
 def test_a_search_never_repeats_a_try():
     repeated = total = 0
-    for trace in sample_traces(_prompts(300), random.Random(0), TraceConfig(128, 0, 0, 0)):
+    for trace in sample_traces(_prompts(300), random.Random(0), TraceConfig(128, 0, 0)):
         tries = _tries(trace.partition(" </think> ")[0])
         repeated += len(tries) - len(set(tries))
         total += len(tries)
@@ -153,10 +170,10 @@ def test_the_same_random_state_gives_the_same_traces():
 
 
 def test_impossible_settings_are_refused_in_words():
-    with pytest.raises(ValueError, match=r"config\.start\.traces\.solve = 1\.5"):
+    with pytest.raises(ValueError, match=r"config\.start's traces have solve = 1\.5"):
         TraceConfig(solve=1.5)
-    with pytest.raises(ValueError, match=r"traces\.give_up \+ config\.start\.traces\.err"):
-        TraceConfig(give_up=0.6, err=0.6)
+    with pytest.raises(ValueError, match="near = -1"):
+        TraceConfig(near=-1)
     with pytest.raises(ValueError, match=r"config\.start\.traces\.max_tokens = 20"):
         sample_trace(_prompts(1)[0], random.Random(0), TraceConfig(max_tokens=20))
 

@@ -25,23 +25,26 @@ class TraceConfig:
         max_tokens: bound on the tokens of a response, the end-of-sequence token included.
         solve: probability that a solution is among the planned tries; a trace that ends before
             it does not solve.
-        give_up: probability of a call after a failed try.
-        err: probability of answering with the expression that just failed, after a failed try.
+        impatience: the j-th failed try ends the search with probability `j * impatience`; at 0
+            only the token limit ends it.
+        near: how a search ends without success: if its last try was off the target by at most
+            `near`, with that try's expression as a (wrong) answer, otherwise with a call.
     """
 
     max_tokens: int = 128
     solve: float = 0.9
-    give_up: float = 0.06
-    err: float = 0.06
+    impatience: float = 0.0
+    near: int = 0
 
     def __post_init__(self):
-        for name in ("solve", "give_up", "err"):
+        for name in ("solve", "impatience"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
-                    f"config.start.traces.{name} = {getattr(self, name)} is not a probability"
+                    f"config.start's traces have {name} = {getattr(self, name)}, which is not a"
+                    " probability"
                 )
-        if self.give_up + self.err > 1:
-            raise ValueError("config.start.traces.give_up + config.start.traces.err exceeds 1")
+        if self.near < 0:
+            raise ValueError(f"config.start's traces have near = {self.near}, which is negative")
 
 
 def sample_traces(prompts: Sequence[Prompt], rng: random.Random, config: TraceConfig) -> list[str]:
@@ -59,18 +62,13 @@ def sample_trace(prompt: Prompt, rng: random.Random, config: TraceConfig) -> str
     most = _most_tries(len(numbers), config.max_tokens)
     plan = _plan(numbers, target, most, rng.random() < config.solve, rng)
     tries: list[str] = []
-    for steps in plan:
+    for failed, steps in enumerate(plan, start=1):
         tries.append(_write_try(steps, target))
-        if steps[-1].result == target:
-            return _answered(tries, steps)
-        draw = rng.random()
-        if draw < config.err:
-            return _answered(tries, steps)
-        if draw < config.err + config.give_up:
+        if steps[-1].result == target or rng.random() < failed * config.impatience:
             break
-    else:  # out of tokens: the same two ways to end, in the same proportion
-        if rng.random() * (config.err + config.give_up) < config.err:
-            return _answered(tries, steps)
+    if abs(steps[-1].result - target) <= config.near:
+        answer = solver.write_expression(steps)
+        return " ".join([*tries, THINK_CLOSE, ANSWER_OPEN, answer, ANSWER_CLOSE])
     return " ".join([*tries, THINK_CLOSE, CALL_MARKER])
 
 
@@ -123,8 +121,3 @@ def _write_try(steps: Sequence[solver.Step], target: int) -> str:
     compare with the target, which it otherwise learns last.
     """
     return f"{solver.write_steps(steps)} off {abs(steps[-1].result - target)}"
-
-
-def _answered(tries: list[str], steps: Sequence[solver.Step]) -> str:
-    answer = solver.write_expression(steps)
-    return " ".join([*tries, THINK_CLOSE, ANSWER_OPEN, answer, ANSWER_CLOSE])
