@@ -57,14 +57,14 @@ def get_config(size: str = "full") -> ConfigDict:
             "optimizer": _optimizer(rate=3e-3, schedule="cosine", warmup_steps=50, b2=0.95),
             "traces": {"max_tokens": 128, "solve": 0.9, "impatience": 0.0, "near": 0},
             "late_steps": 300,
-            "late_traces": {"max_tokens": 128, "solve": 0.9, "impatience": 0.2, "near": 20},
+            "late_traces": {"max_tokens": 128, "solve": 0.9, "impatience": 0.2, "near": 30},
         }
     )
     config.learning = ConfigDict(
         {
             "steps": 120,
-            "batch": {"prompts": 32, "micro_prompts": 4, "length_buckets": 4},
-            "optimizer": _optimizer(rate=1.5e-4, schedule="constant", warmup_steps=5),
+            "batch": {"prompts": 32, "micro_prompts": 4, "length_buckets": 2},
+            "optimizer": _optimizer(rate=2e-4, schedule="cosine", warmup_steps=5),
             "gapg": {
                 "reward": {"answer": 1.0, "call": 0.3, "format": 0.0},
                 "filter": {"enabled": True, "rho": 3 / 7, "solved": "any_correct"},
