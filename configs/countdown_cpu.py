@@ -52,18 +52,18 @@ def get_config(size: str = "full") -> ConfigDict:
     )
     config.start = ConfigDict(
         {
-            "steps": 1200,
-            "batch": {"prompts": 32, "micro_prompts": 16, "length_buckets": 4},
+            "steps": 2000,
+            "batch": {"prompts": 16, "micro_prompts": 16, "length_buckets": 1},
             "optimizer": _optimizer(rate=3e-3, schedule="cosine", warmup_steps=50, b2=0.95),
             "traces": {"max_tokens": 128, "solve": 0.9, "impatience": 0.0, "near": 0},
-            "late_steps": 300,
-            "late_traces": {"max_tokens": 128, "solve": 0.9, "impatience": 0.2, "near": 30},
+            "late_steps": 500,
+            "late_traces": {"max_tokens": 128, "solve": 0.9, "impatience": 0.3, "near": 30},
         }
     )
     config.learning = ConfigDict(
         {
             "steps": 120,
-            "batch": {"prompts": 32, "micro_prompts": 4, "length_buckets": 2},
+            "batch": {"prompts": 32, "micro_prompts": 4, "length_buckets": 1},
             "optimizer": _optimizer(rate=2e-4, schedule="cosine", warmup_steps=5),
             "gapg": {
                 "reward": {"answer": 1.0, "call": 0.3, "format": 0.0},

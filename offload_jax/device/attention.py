@@ -72,22 +72,24 @@ def attend(
     rows = (queries * N**-0.5).reshape(P, G, Q, K, h, N).transpose(0, 1, 3, 4, 2, 5)
     rows = rows.reshape(P, G, K, h * Q, N)
 
-    scores = _scores("pgkrn,pgktn->pgkrt", rows, own.keys).reshape(P, G, K, h, Q, T)
+    scores = product("pgkrn,pgktn->pgkrt", rows, own.keys).reshape(P, G, K, h, Q, T)
     scores = jnp.where(own_mask, scores, _HIDDEN).reshape(P, G, K, h * Q, T)
     top = scores.max(axis=-1, keepdims=True)
     if prompt is not None:
-        prompt_scores = _scores("pgkrn,pksn->pgkrs", rows, prompt.keys)
+        prompt_scores = product("pgkrn,pksn->pgkrs", rows, prompt.keys)
         prompt_scores = jnp.where(prompt_mask[:, None, None, None], prompt_scores, _HIDDEN)
         top = jnp.maximum(top, prompt_scores.max(axis=-1, keepdims=True))
     top = jax.lax.stop_gradient(top)  # the softmax does not depend on it
 
     weights = jnp.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
-    mixed = _mix("pgkrt,pgktn->pgkrn", weights, own.values)
+    mixed = product("pgkrt,pgktn->pgkrn", weights.astype(own.values.dtype), own.values)
     if prompt is not None:
         prompt_weights = jnp.exp(prompt_scores - top)
         total += prompt_weights.sum(axis=-1, keepdims=True)
-        mixed += _mix("pgkrs,pksn->pgkrn", prompt_weights, prompt.values)
+        mixed += product(
+            "pgkrs,pksn->pgkrn", prompt_weights.astype(prompt.values.dtype), prompt.values
+        )
     mixed = (mixed / total).astype(queries.dtype).reshape(P, G, K, h, Q, N)
     return mixed.transpose(0, 1, 4, 2, 3, 5).reshape(P, G, Q, H, N)
 
@@ -133,14 +135,14 @@ def attend_step(
 
     scores = jnp.sum(rows[..., None] * cache.keys[:, :, :, None], axis=-2)
     scores = jnp.where(jnp.arange(T) <= step, scores, _HIDDEN)
-    prompt_scores = _scores("pgkhn,pksn->pgkhs", rows.astype(prompt.keys.dtype), prompt.keys)
+    prompt_scores = product("pgkhn,pksn->pgkhs", rows.astype(prompt.keys.dtype), prompt.keys)
     prompt_scores = jnp.where(prompt_mask[:, None, None, None], prompt_scores, _HIDDEN)
     top = jnp.maximum(scores.max(-1, keepdims=True), prompt_scores.max(-1, keepdims=True))
 
     weights, prompt_weights = jnp.exp(scores - top), jnp.exp(prompt_scores - top)
     total = weights.sum(-1, keepdims=True) + prompt_weights.sum(-1, keepdims=True)
     mixed = jnp.sum(weights[..., None] * cache.values[:, :, :, None], axis=-2)
-    mixed += _mix("pgkhs,pksn->pgkhn", prompt_weights, prompt.values)
+    mixed += product("pgkhs,pksn->pgkhn", prompt_weights.astype(prompt.values.dtype), prompt.values)
     return (mixed / total).astype(queries.dtype).reshape(P, G, H, N)
 
 
@@ -157,10 +159,19 @@ def rotate(
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def _scores(equation: str, rows: jax.Array, keys: jax.Array) -> Float[Array, "..."]:
-    return jnp.einsum(equation, rows, keys, preferred_element_type=jnp.float32)
+def product(equation: str, a: jax.Array, b: jax.Array) -> Float[Array, "..."]:
+    """`jnp.einsum` of two arrays of one dtype with a float32 result.
 
+    XLA:CPU has no bfloat16 product with float32 result; there the inputs are widened first, which
+    is exact.
+    """
 
-def _mix(equation: str, weights: jax.Array, values: jax.Array) -> Float[Array, "..."]:
-    weights = weights.astype(values.dtype)
-    return jnp.einsum(equation, weights, values, preferred_element_type=jnp.float32)
+    def widened(a, b):
+        return jnp.einsum(equation, a.astype(jnp.float32), b.astype(jnp.float32))
+
+    def accumulated(a, b):
+        return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+    if a.dtype == jnp.float32:
+        return jnp.einsum(equation, a, b)
+    return jax.lax.platform_dependent(a, b, cpu=widened, default=accumulated)

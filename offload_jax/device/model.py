@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from offload_jax.device.attention import Cache, KeyValues, attend_causally, attend_step, rotate
+from offload_jax.device.attention import (
+    Cache,
+    KeyValues,
+    attend_causally,
+    attend_step,
+    product,
+    rotate,
+)
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params
 from offload_jax.sharding import constrain
@@ -128,8 +135,7 @@ def logits(
 ) -> Float[Array, "*b V"]:
     """The language-model head, float32 out."""
     head = params["embedding"].T if config.tied_embeddings else params["head"]
-    head = head.astype(config.compute)
-    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    return product("...d,dv->...v", hidden, head.astype(config.compute))
 
 
 def token_logprobs(
