@@ -1,0 +1,94 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offload_jax.evaluation.records import read_records
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(workdir, *flags, devices=None):
+    """(exit status, everything printed) of the launcher in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    if devices:
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-m", "experiments.launch", f"--workdir={workdir}", *flags]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def flags(tiny):
+    return ["--config=configs/countdown_cpu.py:smoke", *tiny.tiny_flags()]
+
+
+@pytest.fixture(scope="module")
+def finished(flags, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    status, printed = launch(workdir, *flags)
+    assert status == 0, printed
+    return workdir, printed
+
+
+def test_the_main_job_leaves_all_that_it_promises(finished):
+    workdir, printed = finished
+    for name in ("GAPG", "random", "cloud only", "GAPG − start"):
+        assert name in printed
+    for name in ("config.json", "environment.json", "metrics.jsonl", "table.md", "curves.png"):
+        assert (workdir / name).stat().st_size > 0
+    assert list((workdir / "tensorboard").rglob("*tfevents*"))
+    for policy in ("start", "gapg"):
+        records = read_records(workdir / "records" / f"{policy}.jsonl")
+        assert len(records) == 8 and all(r.cloud_correct is not None for r in records)
+        assert (workdir / "checkpoints" / policy / "4").is_dir()
+    assert "Traceback" not in printed and "Warning" not in printed
+
+
+def test_the_same_command_again_says_that_it_is_finished(finished, flags):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text(), (workdir / "table.md").read_text()
+    status, printed = launch(workdir, *flags)
+    assert status == 0 and "is finished" in printed and "GAPG" in printed
+    assert before == ((workdir / "metrics.jsonl").read_text(), (workdir / "table.md").read_text())
+
+
+def test_what_is_missing_is_made_again_from_what_is_there(finished, flags):
+    workdir, _ = finished
+    table = (workdir / "table.md").read_text()
+    records = (workdir / "records" / "gapg.jsonl").read_text()
+    (workdir / "table.md").unlink()
+    (workdir / "records" / "gapg.jsonl").unlink()
+    status, printed = launch(workdir, *flags)
+    assert status == 0, printed
+    assert (workdir / "table.md").read_text() == table
+    assert (workdir / "records" / "gapg.jsonl").read_text() == records
+
+
+def test_it_runs_on_eight_devices_with_all_three_mesh_axes(flags, tmp_path):
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    status, printed = launch(tmp_path, *flags, *mesh, devices=8)
+    assert status == 0, printed
+    assert (tmp_path / "table.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        ("--config.learning.stesp=3", "steps"),
+        ("--config.mesh.tensor=3", "config.mesh"),
+        ("--config.device.vocabulary=20", "config.device.vocabulary"),
+        ("--config.learning.gapg.reward.call=7.0", "answer > call > format"),
+        ("stray", "stray"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_without_a_traceback(
+    flags, tmp_path, mistake, sentence
+):
+    status, printed = launch(tmp_path / "run", *flags, mistake)
+    assert status != 0 and sentence in printed and "Traceback" not in printed
+    assert not (tmp_path / "run" / "checkpoints").exists()

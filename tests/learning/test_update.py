@@ -1,0 +1,184 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from offload_jax.device import model
+from offload_jax.device.config import DeviceConfig
+from offload_jax.device.params import init_params, param_shardings
+from offload_jax.judging import Judgement
+from offload_jax.learning.gapg import GapgConfig, gapg
+from offload_jax.learning.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from offload_jax.learning.update import WeightedResponses, gradient_of, init_state, update
+from offload_jax.sampling.rollout import PromptBatch
+from offload_jax.sharding import MeshConfig, make_mesh, place
+
+DEVICE = DeviceConfig(
+    vocabulary=12, width=16, layers=2, heads=4, kv_heads=2, head_size=6, mlp=20, rope_base=100.0
+)
+P, G, S, T = 8, 3, 5, 8
+RNG = np.random.default_rng(0)
+PROMPTS = PromptBatch(
+    np.arange(P, dtype=np.int32),
+    RNG.integers(0, 12, (P, S)).astype(np.int32),
+    RNG.integers(1, S + 1, P).astype(np.int32),
+)
+RESPONSES = RNG.integers(0, 12, (P, G, T)).astype(np.int32)
+LENGTHS = RNG.integers(1, T + 1, (P, G)).astype(np.int32)
+WEIGHTS = RNG.normal(size=(P, G)).astype(np.float32)
+WEIGHTS[[1, 4]] = 0
+BATCH = WeightedResponses(PROMPTS, RESPONSES, LENGTHS, WEIGHTS)
+OPTIMIZER = make_optimizer(OptimizerConfig(rate=1e-2), steps=10)
+ALONE = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(DEVICE, jax.random.key(0))
+
+
+@partial(jax.jit, static_argnames=("micro_prompts", "length_buckets"))
+def gradient(params, batch, micro_prompts=P, length_buckets=1):
+    return gradient_of(
+        params, batch, config=DEVICE, micro_prompts=micro_prompts, length_buckets=length_buckets
+    )
+
+
+def plain_loss(params, batch):
+    """-sum(weights * log pi(response)), with every prompt repeated for each of its responses."""
+    rows = jax.tree.map(lambda x: np.repeat(x, G, axis=0), batch.prompts)
+    tokens = batch.tokens.reshape(P * G, 1, T)
+    hidden = model.forward(params, DEVICE, rows.tokens, rows.lengths, tokens)
+    logprobs = jax.nn.log_softmax(model.logits(params, DEVICE, hidden))
+    logprobs = jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[:, 0, :, 0]
+    real = np.arange(T) < batch.lengths.reshape(-1, 1)
+    return -jnp.sum(batch.weights.reshape(-1) * jnp.where(real, logprobs, 0).sum(axis=1))
+
+
+def assert_close(a, b, atol=2e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@pytest.fixture(scope="module")
+def plain(params):
+    return jax.jit(jax.grad(plain_loss))(params, BATCH)
+
+
+@pytest.mark.parametrize(("micro_prompts", "length_buckets"), [(8, 1), (1, 1), (2, 4), (4, 3)])
+def test_sharing_prompts_micro_batches_and_buckets_do_not_change_the_gradient(
+    params, plain, micro_prompts, length_buckets
+):
+    ours, stats = gradient(params, BATCH, micro_prompts, length_buckets)
+    assert_close(ours, plain)
+    np.testing.assert_allclose(stats["loss"], plain_loss(params, BATCH), rtol=1e-5)
+
+
+def test_prompts_without_weight_are_not_computed(params):
+    _, stats = gradient(params, BATCH, micro_prompts=1)
+    assert stats["prompts_computed"] == P - 2
+    garbage = BATCH.tokens.copy()
+    garbage[[1, 4]] = 3
+    assert_close(gradient(params, BATCH)[0], gradient(params, BATCH.replace(tokens=garbage))[0], 0)
+
+
+def test_tokens_after_the_end_of_a_response_have_no_gradient(params, plain):
+    after = np.arange(T) >= LENGTHS[..., None]
+    other = BATCH.replace(tokens=np.where(after, 7, RESPONSES))
+    assert_close(gradient(params, other)[0], plain)
+
+
+def test_gapgs_loss_gradient_is_the_estimator(params):
+    device_correct, called = RNG.random((2, P, G)) < 0.4
+    called &= ~device_correct
+    judged = Judgement(device_correct, called, device_correct, called.any(axis=1))
+    learnt = gapg(judged, PROMPTS.ids, jax.random.key(0), GapgConfig())
+    kept = np.array(learnt.kept.prompts)
+    assert 0 < kept.sum() < P
+
+    @jax.jit
+    def response_gradient(params, p, g):
+        pick = jnp.zeros((P, G)).at[p, g].set(-1.0)
+        return jax.grad(plain_loss)(params, BATCH.replace(weights=pick))
+
+    rewards = np.array(learnt.rewards, np.float64)
+    estimate = jax.tree.map(lambda x: np.zeros(x.shape), params)
+    for p in np.flatnonzero(kept):
+        for g in range(G):
+            factor = (rewards[p, g] - rewards[p].mean()) / (G - 1) / kept.sum()
+            score = response_gradient(params, p, g)
+            estimate = jax.tree.map(lambda e, s, f=factor: e + f * np.array(s), estimate, score)
+    ascent = gradient(params, BATCH.replace(weights=np.array(learnt.weights)))[0]
+    assert_close(ascent, jax.tree.map(lambda e: -e, estimate))
+
+
+def test_nothing_to_learn_from_leaves_weights_and_optimiser_as_they_are(params):
+    with jax.set_mesh(ALONE):
+        state = start(params, ALONE)
+        before = jax.device_get((state.params, state.optimizer))
+        empty = BATCH.replace(weights=np.zeros((P, G), np.float32))
+        after, _ = update(state, empty, config=DEVICE, optimizer=OPTIMIZER, micro_prompts=4)
+    assert_close(before, jax.device_get((after.params, after.optimizer)), 0)
+    assert int(after.step) == 1
+
+
+def start(params, mesh):
+    # A copy: the update donates its state.
+    copied = jax.tree.map(lambda x: jnp.array(np.array(x)), params)
+    placed = jax.device_put(copied, param_shardings(DEVICE, mesh))
+    return init_state(placed, OPTIMIZER, DEVICE, mesh)
+
+
+def updated(params, mesh):
+    with jax.set_mesh(mesh):
+        state, batch = start(params, mesh), place(mesh, BATCH, "prompts")
+        new, stats = update(state, batch, config=DEVICE, optimizer=OPTIMIZER, micro_prompts=P)
+        assert state.params["embedding"].is_deleted()  # donated
+        return jax.device_get(new.params), float(stats["gradient_norm"])
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_devices_and_mesh_do_not_change_the_update(params, shape):
+    alone, norm = updated(params, ALONE)
+    spread, other_norm = updated(params, make_mesh(MeshConfig(*shape)))
+    np.testing.assert_allclose(norm, other_norm, rtol=1e-5)
+    # Adam's first step is rate * sign(gradient), where the gradient is not tiny.
+    far = jax.tree.map(lambda a, b: (np.abs(a - b) > 1e-4).mean(), alone, spread)
+    assert max(jax.tree.leaves(far)) < 0.01
+
+
+def test_the_samplers_logprobs_are_compared_with_the_trainers(params):
+    hidden = model.forward(params, DEVICE, PROMPTS.tokens, PROMPTS.lengths, RESPONSES)
+    exact = np.array(model.token_logprobs(params, DEVICE, hidden, RESPONSES))
+    _, stats = gradient(params, BATCH.replace(sampled=exact))
+    assert stats["logprob_gap"] < 1e-5
+    exact[0, 0, 0] += 0.5
+    _, stats = gradient(params, BATCH.replace(sampled=exact))
+    np.testing.assert_allclose(stats["logprob_gap"], 0.5, atol=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    cosine = learning_rate(OptimizerConfig(rate=2.0, schedule="cosine", warmup_steps=4), 20)
+    assert [float(cosine(s)) for s in (0, 2, 4, 12, 20)] == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)
+    constant = learning_rate(OptimizerConfig(rate=2.0), 20)
+    assert [float(constant(s)) for s in (0, 19)] == [2, 2]
+
+
+def test_gradients_are_clipped_and_weights_decay():
+    clipped = make_optimizer(OptimizerConfig(rate=1.0, clip=1e-12, epsilon=1.0), 5)
+    state = clipped.init({"w": jnp.ones(3)})
+    step, _ = clipped.update({"w": jnp.full(3, 1e6)}, state, {"w": jnp.ones(3)})
+    assert float(optax.tree.norm(step)) < 1e-9
+    decayed = make_optimizer(OptimizerConfig(rate=0.1, weight_decay=0.5), 5)
+    step, _ = decayed.update(
+        {"w": jnp.zeros(3)}, decayed.init({"w": jnp.ones(3)}), {"w": jnp.ones(3)}
+    )
+    np.testing.assert_allclose(step["w"], -0.05, rtol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"rate": 0.0}, {"clip": 0.0}, {"warmup_steps": -1}])
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        OptimizerConfig(**{"rate": 1.0} | change)

@@ -1,0 +1,148 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from offload_jax.cloud import make_cloud
+from offload_jax.learning.update import TrainState
+from offload_jax.sampling.sampler import Sampler
+from offload_jax.sharding import MeshConfig, make_mesh
+from offload_jax.tasks import make_task
+from offload_jax.training.checkpoints import Checkpoints
+from offload_jax.training.data import training_batches
+from offload_jax.training.detectors import RunError
+from offload_jax.training.logging import RunLog
+from offload_jax.training.loop import Stage, run_stage
+from offload_jax.training.post_training import gapg_stage, init_gapg
+from offload_jax.training.start import init_start, start_stage
+from offload_jax.training.workdir import open_workdir
+
+
+@pytest.fixture(scope="module")
+def setting(tiny, tmp_path_factory):
+    experiment = tiny.tiny_experiment()
+    task = make_task("countdown", tmp_path_factory.mktemp("data"), **experiment.task.fields())
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=1), jax.devices()[:4])
+    cloud = make_cloud("oracle", task, accuracy=0.9, seed=0)
+    sampler = Sampler(task, experiment.device, experiment.sampling, mesh)
+    with jax.set_mesh(mesh):
+        yield experiment, sampler, cloud, mesh
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_at(stage: Stage, step: int) -> Stage:
+    def until(state, i):
+        if i == step:
+            raise KilledError
+        return stage.step(state, i)
+
+    return Stage(**{**vars(stage), "step": until})
+
+
+def run(stage, initial, folder, experiment, sampler) -> TrainState:
+    with RunLog(folder) as log, Checkpoints(folder / "checkpoints") as checkpoints:
+        state = run_stage(stage, initial(), checkpoints, log, experiment.device, sampler.tokenizer)
+        return jax.device_get(state)
+
+
+def rows(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if "seconds" not in k and k != "compilations"}
+        for line in lines
+    ]
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("name", ["start", "gapg"])
+def test_a_killed_and_resumed_stage_is_bitwise_the_uninterrupted_one(setting, tmp_path, name):
+    experiment, sampler, cloud, mesh = setting
+    if name == "start":
+        stage = start_stage(experiment, sampler)
+        stage = Stage(**{**vars(stage), "every": 2})
+
+        def initial():
+            return init_start(experiment, sampler, mesh)
+    else:
+        stage = gapg_stage(experiment, sampler, cloud, warn=lambda: None)
+
+        def initial():
+            return init_gapg(experiment, init_start(experiment, sampler, mesh).params, mesh)
+
+    whole = run(stage, initial, tmp_path / "whole", experiment, sampler)
+    assert not np.array_equal(whole.params["embedding"], initial().params["embedding"])
+    with pytest.raises(KilledError):  # after the checkpoint of step 2, with step 3 already logged
+        run(killed_at(stage, 3), initial, tmp_path / "killed", experiment, sampler)
+    assert [row["step"] for row in rows(tmp_path / "killed")] == [1, 2, 3]
+    resumed = run(stage, initial, tmp_path / "killed", experiment, sampler)
+    assert_same_bits(whole, resumed)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
+    assert len(rows(tmp_path / "whole")) == stage.steps
+    again = run(killed_at(stage, 0), initial, tmp_path / "killed", experiment, sampler)
+    assert_same_bits(whole, again)  # finished: no step is taken
+
+
+def test_a_checkpoint_is_restored_bitwise_and_into_another_mesh(setting, tmp_path):
+    experiment, sampler, _, mesh = setting
+    state = init_start(experiment, sampler, mesh)
+    other_mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=2), jax.devices()[:2])
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(FileNotFoundError, match="no checkpoint of step None"):
+            checkpoints.restore(state)
+        checkpoints.save(state, experiment.device, sampler.tokenizer)
+        restored = checkpoints.restore(state)
+        assert_same_bits(jax.device_get(state), jax.device_get(restored))
+        with jax.set_mesh(other_mesh):
+            like = init_start(experiment, sampler, other_mesh)
+            elsewhere = checkpoints.restore(like)
+    assert_same_bits(jax.device_get(state), jax.device_get(elsewhere))
+    assert elsewhere.params["embedding"].sharding == like.params["embedding"].sharding
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_a_diverged_stage_stops_and_leaves_its_last_checkpoint(setting, tmp_path):
+    experiment, sampler, _, mesh = setting
+
+    def diverge(state, step):
+        return state.replace(step=state.step + 1), {"loss": np.nan if step == 2 else 1.0}
+
+    stage = Stage("start", 4, 2, diverge, "config.start.optimizer.rate")
+    with pytest.raises(RunError, match=r"step 3: loss is nan.*config\.start\.optimizer\.rate"):
+        run(stage, lambda: init_start(experiment, sampler, mesh), tmp_path, experiment, sampler)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 2
+
+
+def test_the_prompts_of_a_step_follow_from_seed_and_step(setting):
+    prompts = setting[1].task.prompts("train")
+    ids = lambda seed, step: [p.id for p in training_batches(prompts, 8, seed)[step]]  # noqa: E731
+    assert ids(0, 7) == ids(0, 7)
+    assert ids(0, 7) != ids(1, 7) and ids(0, 7) != ids(0, 8)
+    epoch = [i for step in range(5) for i in ids(0, step)]
+    assert sorted(epoch) == sorted(p.id for p in prompts)
+    assert epoch != [i for step in range(5, 10) for i in ids(0, step)]
+
+
+def test_a_workdir_belongs_to_one_experiment(tiny, tmp_path):
+    experiment = tiny.tiny_experiment()
+    workdir = open_workdir(tmp_path / "run", experiment)
+    open_workdir(tmp_path / "run", experiment)
+    assert json.loads((workdir / "environment.json").read_text())["packages"]["jax"]
+    config = tiny.tiny_config()
+    config.learning.optimizer.rate = 0.5
+    from offload_jax.training.experiment import from_config
+
+    with pytest.raises(
+        ValueError, match=r"config\.learning\.optimizer\.rate was 0\.0002, now 0\.5"
+    ):
+        open_workdir(tmp_path / "run", from_config(config))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be made"):
+        open_workdir(tmp_path / "file", experiment)
