@@ -33,6 +33,21 @@ def main(argv: list[str]) -> None:
         sys.exit(2 if isinstance(error, ValueError) else 1)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Flags from the command line; a mistake in them is one sentence on stderr, status 2."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        _ = CONFIG.value  # a config file that cannot be read is told only when it is asked for
+        return rest
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        # The config's own errors are wrapped in one another and laid out over several lines.
+        while error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]
+        text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+        print(f"Error: --config: {' '.join(text.split())}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -84,6 +84,7 @@ def test_it_runs_on_eight_devices_with_all_three_mesh_axes(flags, tmp_path):
         ("--config.device.vocabulary=20", "config.device.vocabulary"),
         ("--config.learning.gapg.reward.call=7.0", "answer > call > format"),
         ("stray", "stray"),
+        ("--config=configs/nope.py", "configs/nope.py"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told_without_a_traceback(
