@@ -37,7 +37,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Flags from the command line; a mistake in them is one sentence on stderr, status 2."""
     try:
         rest = app.parse_flags_with_usage(argv)
-        _ = CONFIG.value  # a config file that cannot be read is told only when it is asked for
+        CONFIG.value.lock()  # where the file could not be read, this is what tells
         return rest
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # The config's own errors are wrapped in one another and laid out over several lines.
