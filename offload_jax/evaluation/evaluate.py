@@ -9,7 +9,7 @@ from offload_jax.cloud.protocol import Cloud
 from offload_jax.device.params import Params
 from offload_jax.evaluation.records import Record
 from offload_jax.judging import Judgement, judge
-from offload_jax.sampling.sampler import Sampler, fetch
+from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import decode_responses
 from offload_jax.tasks.task import Prompt
 
@@ -42,7 +42,7 @@ def evaluate(
     for first in range(0, len(prompts), batch):
         real = list(prompts[first : first + batch])
         filled = real + [real[-1]] * (batch - len(real))
-        encoded, rollout = fetch(greedy(params, filled, jax.random.key(0)))
+        encoded, rollout = jax.device_get(greedy(params, filled, jax.random.key(0)))
         texts = decode_responses(sampler.tokenizer, rollout)[: len(real)]
         judgement = judge(sampler.task, cloud, real, texts, ask_all=ask_all)
         for i, prompt in enumerate(real):

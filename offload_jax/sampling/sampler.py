@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import tokenizers
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
@@ -53,8 +52,3 @@ class Sampler:
         return dataclasses.replace(
             self, sampling=dataclasses.replace(self.sampling, group=1, temperature=0.0)
         )
-
-
-def fetch(tree):
-    """Device arrays as numpy arrays, in one transfer."""
-    return jax.device_get(tree)

@@ -122,7 +122,12 @@ class Experiment:
         for stage in ("start", "learning"):
             _check_batch(f"config.{stage}", getattr(self, stage))
         evaluation = self.evaluation
-        require(evaluation.every >= 1, "config.evaluation.every must be at least 1.")
+        for name in ("every", "batch"):
+            value = getattr(evaluation, name)
+            require(value >= 1, f"config.evaluation.{name} must be at least 1.")
+        patience = self.learning.collapse_patience
+        require(patience >= 1, "config.learning.collapse_patience must be at least 1.")
+        require(self.keep_checkpoints >= 1, "config.keep_checkpoints must be at least 1.")
         require(0 <= evaluation.cap <= 1, "config.evaluation.cap must be between 0 and 1.")
         for split in ("validation", "test"):
             wanted, there = getattr(evaluation, f"{split}_prompts"), getattr(self.task, split)

@@ -24,9 +24,7 @@ class Stage:
     name: str
     steps: int
     every: int  # steps between checkpoints, and between evaluations where there are any
-    step: Callable[
-        [TrainState, int], tuple[TrainState, Metrics]
-    ]  # the second argument counts from 0
+    step: Callable[[TrainState, int], tuple[TrainState, Metrics]]  # steps count from 0
     rate_setting: str  # config path of the learning rate, for the message when numbers diverge
     evaluate: Callable[[TrainState], Metrics] | None = None
     shown: tuple[str, ...] = ()  # metrics in the progress bar

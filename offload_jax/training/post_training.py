@@ -16,7 +16,7 @@ from offload_jax.learning.gapg import Gapg, gapg
 from offload_jax.learning.optimizer import make_optimizer
 from offload_jax.learning.update import TrainState, WeightedResponses, init_state, update
 from offload_jax.sampling.rollout import Rollout, step_key
-from offload_jax.sampling.sampler import Sampler, fetch
+from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import decode_responses
 from offload_jax.sharding import place
 from offload_jax.training.data import training_batches
@@ -41,7 +41,7 @@ def gapg_stage(
         key = step_key(experiment.seed, step)
         prompts = batches[step]
         batch, rollout = sampler(state.params, prompts, key)
-        responses = fetch(rollout)
+        responses = jax.device_get(rollout)
         clock.lap("sample")
         judgement = judge(
             sampler.task, cloud, prompts, decode_responses(sampler.tokenizer, responses)
@@ -64,7 +64,7 @@ def gapg_stage(
             micro_prompts=settings.batch.micro_prompts,
             length_buckets=settings.batch.length_buckets,
         )
-        stats, learnt = fetch((stats, learnt))
+        stats, learnt = jax.device_get((stats, learnt))
         clock.lap("update")
         del stats["loss"]
         return state, {**batch_metrics(responses, judgement, learnt), **stats, **clock.laps}

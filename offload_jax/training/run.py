@@ -8,13 +8,14 @@ import rich.console
 
 from offload_jax.cloud import make_cloud
 from offload_jax.cloud.protocol import Cloud
-from offload_jax.device.params import Params
+from offload_jax.device.params import Params, param_shardings
 from offload_jax.evaluation.evaluate import evaluate
 from offload_jax.evaluation.plots import plot_curves
 from offload_jax.evaluation.records import read_records, write_records
 from offload_jax.evaluation.table import build_table, markdown, terminal
 from offload_jax.learning.update import TrainState
 from offload_jax.sampling.sampler import Sampler
+from offload_jax.sampling.text import encode_prompts
 from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
 from offload_jax.tasks import make_task
 from offload_jax.training.checkpoints import Checkpoints
@@ -25,6 +26,8 @@ from offload_jax.training.loop import Stage, run_stage
 from offload_jax.training.post_training import gapg_stage, init_gapg
 from offload_jax.training.start import init_start, start_stage
 from offload_jax.training.workdir import Workdir, open_workdir
+
+POLICIES = ("start", "gapg")  # what is tested, in order; a stage of training makes each
 
 
 def run(experiment: Experiment, path: str | Path, console: rich.console.Console) -> None:
@@ -37,8 +40,9 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
     split_cpu(experiment.mesh)
     mesh = make_mesh(experiment.mesh)
     check_devices(experiment, prompt_shards(mesh))
+    param_shardings(experiment.device, mesh)
     workdir = open_workdir(path, experiment)
-    if (workdir / "table.md").exists():
+    if all(workdir.records(policy).exists() for policy in POLICIES):
         console.print(f"This run is finished: {workdir.path}. A new --workdir starts another.")
     else:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "cache"))
@@ -49,7 +53,7 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
 
 def report(experiment: Experiment, workdir: Workdir, console: rich.console.Console) -> None:
     """Makes table and plot from records and metrics alone, and prints the table."""
-    records = [read_records(workdir.records(policy)) for policy in ("start", "gapg")]
+    records = [read_records(workdir.records(policy)) for policy in POLICIES]
     table = build_table(*records, cap=experiment.evaluation.cap, seed=experiment.seed)
     rows = read_metrics(workdir / "metrics.jsonl")
     plot_curves(rows, workdir / "curves.png", cap=experiment.evaluation.cap)
@@ -79,6 +83,7 @@ class _Job:
 
     def run(self) -> None:
         experiment = self.experiment
+        self.check_prompts()
         start = self.stage(
             start_stage(experiment, self.sampler),
             init_start(experiment, self.sampler, self.mesh),
@@ -89,6 +94,14 @@ class _Job:
             init_gapg(experiment, start.params, self.mesh),
         )
         self.test("gapg", end.params)
+
+    def check_prompts(self) -> None:
+        """Raises ValueError if a prompt of any split does not fit config.sampling.prompt_tokens."""
+        task, S = self.sampler.task, self.experiment.sampling.prompt_tokens
+        for split in ("train", "validation", "test"):
+            prompts = task.prompts(split)[:]
+            texts = [task.device_text(prompt) for prompt in prompts]
+            encode_prompts(task.tokenizer, [prompt.id for prompt in prompts], texts, S)
 
     def stage(self, stage: Stage, state: TrainState) -> TrainState:
         folder = self.workdir.checkpoints(stage.name)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from offload_jax.device.params import Params, fourier_features, init_params
 from offload_jax.learning.optimizer import make_optimizer
 from offload_jax.learning.update import WeightedResponses, init_state, update
-from offload_jax.sampling.sampler import Sampler, fetch
+from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import special_ids
 from offload_jax.sharding import place
 from offload_jax.tasks.countdown.tokenizer import number_tokens
@@ -40,7 +40,7 @@ def start_stage(experiment: Experiment, sampler: Sampler) -> Stage:
             micro_prompts=settings.batch.micro_prompts,
             length_buckets=settings.batch.length_buckets,
         )
-        stats = fetch(stats)
+        stats = jax.device_get(stats)
         return state, {"loss": stats["loss"], "gradient_norm": stats["gradient_norm"]}
 
     return Stage(

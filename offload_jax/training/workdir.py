@@ -50,7 +50,7 @@ def open_workdir(path: str | Path, experiment: Experiment) -> Workdir:
     versions, machine, command).
 
     Raises:
-        ValueError: the folder cannot be made, or belongs to a run with other settings.
+        ValueError: the folder cannot be made, or holds a checkpoint of a run with other settings.
     """
     workdir = Workdir(Path(path).resolve())
     settings = json.loads(json.dumps(dataclasses.asdict(experiment)))
@@ -59,7 +59,7 @@ def open_workdir(path: str | Path, experiment: Experiment) -> Workdir:
     except OSError as error:
         raise ValueError(f"--workdir={path} cannot be made: {error.strerror}.") from None
     config = workdir / "config.json"
-    if config.exists():
+    if config.exists() and any((workdir / "checkpoints").glob("*/*")):
         before = _read_json(config)
         changed = _differences(before, settings, "config")
         require(

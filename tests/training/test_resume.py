@@ -12,6 +12,7 @@ from offload_jax.tasks import make_task
 from offload_jax.training.checkpoints import Checkpoints
 from offload_jax.training.data import training_batches
 from offload_jax.training.detectors import RunError
+from offload_jax.training.experiment import from_config
 from offload_jax.training.logging import RunLog
 from offload_jax.training.loop import Stage, run_stage
 from offload_jax.training.post_training import gapg_stage, init_gapg
@@ -130,19 +131,18 @@ def test_the_prompts_of_a_step_follow_from_seed_and_step(setting):
     assert epoch != [i for step in range(5, 10) for i in ids(0, step)]
 
 
-def test_a_workdir_belongs_to_one_experiment(tiny, tmp_path):
+def test_a_workdir_with_a_checkpoint_belongs_to_one_experiment(tiny, tmp_path):
+    mistaken = tiny.tiny_config()
+    mistaken.learning.optimizer.rate = 0.5
+    open_workdir(tmp_path / "run", from_config(mistaken))
     experiment = tiny.tiny_experiment()
-    workdir = open_workdir(tmp_path / "run", experiment)
-    open_workdir(tmp_path / "run", experiment)
+    workdir = open_workdir(tmp_path / "run", experiment)  # nothing was trained: no harm done
+    assert json.loads((workdir / "config.json").read_text())["learning"]["optimizer"]["rate"] < 0.5
     assert json.loads((workdir / "environment.json").read_text())["packages"]["jax"]
-    config = tiny.tiny_config()
-    config.learning.optimizer.rate = 0.5
-    from offload_jax.training.experiment import from_config
-
-    with pytest.raises(
-        ValueError, match=r"config\.learning\.optimizer\.rate was 0\.0002, now 0\.5"
-    ):
-        open_workdir(tmp_path / "run", from_config(config))
+    (workdir.checkpoints("start") / "2").mkdir(parents=True)
+    open_workdir(tmp_path / "run", experiment)
+    with pytest.raises(ValueError, match=r"config\.learning\.optimizer\.rate was .*, now 0\.5"):
+        open_workdir(tmp_path / "run", from_config(mistaken))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be made"):
         open_workdir(tmp_path / "file", experiment)
