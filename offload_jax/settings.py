@@ -34,7 +34,7 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
-        require(key in fields, f"{path}.{key} is not a setting{nearest(key, fields)}.")
+        require(key in fields, f"{path}.{key} is not a setting{nearest(key, fields)}")
     for name, field in fields.items():
         optional = (
             field.default is not dataclasses.MISSING
@@ -45,9 +45,9 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the name nearest to a misspelt one, or an empty string."""
+    """The end of a sentence on a misspelt name: `; did you mean 'x'?`, or a full stop."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return f"; did you mean '{close[0]}'?" if close else "."
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
