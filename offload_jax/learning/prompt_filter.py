@@ -23,7 +23,10 @@ class FilterConfig:
     solved: Literal["any_correct", "mixed"] = "any_correct"  # what puts a prompt into D1
 
     def __post_init__(self):
-        require(self.rho >= 0, f"config.learning.filter.rho is {self.rho}; it must be at least 0.")
+        require(
+            0 <= self.rho < math.inf,
+            f"config.learning.gapg.filter.rho is {self.rho}; it must be at least 0 and finite.",
+        )
 
 
 @struct.dataclass

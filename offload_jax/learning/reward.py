@@ -1,6 +1,7 @@
 """The hierarchical reward: solving is worth more than a correct call, which is worth something."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -19,8 +20,8 @@ class RewardConfig:
 
     def __post_init__(self):
         require(
-            self.answer > self.call > self.format >= 0,
-            "config.learning.reward must satisfy answer > call > format >= 0; it has"
+            math.inf > self.answer > self.call > self.format >= 0,
+            "config.learning.gapg.reward must satisfy answer > call > format >= 0; it has"
             f" answer {self.answer}, call {self.call}, format {self.format}.",
         )
 
