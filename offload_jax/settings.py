@@ -41,7 +41,13 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
             or field.default_factory is not dataclasses.MISSING
         )
         require(optional or name in values, f"{path}.{name} is missing.")
-    return cls(**{key: _convert(hints[key], values[key], f"{path}.{key}") for key in values})
+    converted = {key: _convert(hints[key], values[key], f"{path}.{key}") for key in values}
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        # Settings that occur in several sections do not know where they are.
+        named = str(error) if "config." in str(error) else f"{path}: {error}"
+        raise ValueError(named) from None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -36,6 +36,8 @@ class DeviceConfig:
             f"config.device.heads ({self.heads}) must be a multiple of config.device.kv_heads"
             f" ({self.kv_heads}).",
         )
+        require(self.rope_base > 0, "config.device.rope_base must be positive.")
+        require(self.norm_epsilon > 0, "config.device.norm_epsilon must be positive.")
         require(self.head_size % 2 == 0, "config.device.head_size must be even (RoPE pairs).")
 
     @property

@@ -22,14 +22,14 @@ class OptimizerConfig:
     epsilon: float = 1e-8
 
     def __post_init__(self):
-        require(self.rate > 0, f"The optimizer's rate is {self.rate}; it must be positive.")
-        require(self.clip > 0, f"The optimizer's clip is {self.clip}; it must be positive.")
-        require(self.warmup_steps >= 0, "The optimizer's warmup_steps must not be negative.")
-        require(self.weight_decay >= 0, "The optimizer's weight_decay must not be negative.")
-        require(self.epsilon > 0, "The optimizer's epsilon must be positive.")
+        require(self.rate > 0, f"rate is {self.rate}; it must be positive.")
+        require(self.clip > 0, f"clip is {self.clip}; it must be positive.")
+        require(self.warmup_steps >= 0, "warmup_steps must not be negative.")
+        require(self.weight_decay >= 0, "weight_decay must not be negative.")
+        require(self.epsilon > 0, "epsilon must be positive.")
         for name in ("b1", "b2"):
             value = getattr(self, name)
-            require(0 <= value < 1, f"The optimizer's {name} is {value}; it must be in [0, 1).")
+            require(0 <= value < 1, f"{name} is {value}; it must be in [0, 1).")
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

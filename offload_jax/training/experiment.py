@@ -10,7 +10,7 @@ from offload_jax.learning.optimizer import OptimizerConfig
 from offload_jax.sampling.rollout import SamplingConfig
 from offload_jax.settings import parse, require
 from offload_jax.sharding import MeshConfig
-from offload_jax.tasks.countdown.traces import TraceConfig
+from offload_jax.tasks.countdown.traces import TraceConfig, fewest_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,14 @@ class TaskSettings:
     numbers: tuple = (1, 25)
     targets: tuple = (10, 99)
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("numbers", "targets"):
+            value = getattr(self, name)
+            require(
+                len(value) == 2 and all(type(end) is int for end in value),
+                f"config.task.{name} is {value}; it must be a pair of integers, (low, high).",
+            )
 
     def fields(self) -> dict[str, Any]:
         """All but the name."""
@@ -118,6 +126,11 @@ class Experiment:
                 tokens <= self.sampling.response_tokens,
                 f"config.start.{name}.max_tokens ({tokens}) exceeds"
                 f" config.sampling.response_tokens ({self.sampling.response_tokens}).",
+            )
+            require(
+                tokens >= fewest_tokens(4),
+                f"config.start.{name}.max_tokens is {tokens}; one try of four numbers and its"
+                f" ending take {fewest_tokens(4)}.",
             )
         for stage in ("start", "learning"):
             _check_batch(f"config.{stage}", getattr(self, stage))

@@ -50,27 +50,34 @@ def open_workdir(path: str | Path, experiment: Experiment) -> Workdir:
     versions, machine, command).
 
     Raises:
-        ValueError: the folder cannot be made, or holds a checkpoint of a run with other settings.
+        ValueError: the folder cannot be written, or holds checkpoints or records made with other
+            settings.
     """
     workdir = Workdir(Path(path).resolve())
     settings = json.loads(json.dumps(dataclasses.asdict(experiment)))
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
+        _claim(workdir, settings)
+        _write_json(workdir / "environment.json", environment())
     except OSError as error:
-        raise ValueError(f"--workdir={path} cannot be made: {error.strerror}.") from None
+        raise ValueError(f"--workdir={path} cannot be used: {error}.") from None
+    return workdir
+
+
+def _claim(workdir: Workdir, settings: dict[str, Any]) -> None:
+    """Writes config.json, unless something was made with other settings."""
     config = workdir / "config.json"
-    if config.exists() and any((workdir / "checkpoints").glob("*/*")):
+    made = [*(workdir / "checkpoints").glob("*/*"), *(workdir / "records").glob("*")]
+    if config.exists() and made:
         before = _read_json(config)
         changed = _differences(before, settings, "config")
         require(
             not changed,
-            f"{path} holds a run with other settings ({'; '.join(changed[:3])}): give a new"
+            f"{workdir.path} holds a run with other settings ({'; '.join(changed[:3])}): give a new"
             " --workdir, or repeat the old settings to resume it.",
         )
     else:
         _write_json(config, settings)
-    _write_json(workdir / "environment.json", environment())
-    return workdir
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,19 @@ from offload_jax.evaluation.records import read_records
 ROOT = Path(__file__).parents[2]
 
 
+def environment(devices=None):
+    """This process's environment, but for the devices that the other tests fake."""
+    variables = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    if devices:
+        variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    return variables
+
+
 def launch(workdir, *flags, devices=None):
     """(exit status, everything printed) of the launcher in a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    if devices:
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     command = [sys.executable, "-m", "experiments.launch", f"--workdir={workdir}", *flags]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -67,6 +74,35 @@ def test_what_is_missing_is_made_again_from_what_is_there(finished, flags):
     assert status == 0, printed
     assert (workdir / "table.md").read_text() == table
     assert (workdir / "records" / "gapg.jsonl").read_text() == records
+
+
+def rows(workdir):
+    """metrics.jsonl without what a clock or a compiler has put there."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if "seconds" not in k and k != "compilations"}
+        for line in lines
+    ]
+
+
+def test_a_run_that_is_killed_and_launched_again_ends_like_one_that_was_not(flags, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    longer = [*flags, "--config.learning.steps=40"]
+    assert launch(whole, *longer)[0] == 0
+    command = [sys.executable, "-m", "experiments.launch", f"--workdir={killed}", *longer]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (killed / "checkpoints" / "gapg" / "6").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (killed / "records" / "gapg.jsonl").exists()
+    assert launch(killed, *longer)[0] == 0
+    assert rows(killed) == rows(whole)
+    for policy in ("start", "gapg"):
+        records = [folder / "records" / f"{policy}.jsonl" for folder in (killed, whole)]
+        assert records[0].read_text() == records[1].read_text()
 
 
 def test_it_runs_on_eight_devices_with_all_three_mesh_axes(flags, tmp_path):

@@ -170,9 +170,9 @@ def test_the_same_random_state_gives_the_same_traces():
 
 
 def test_impossible_settings_are_refused_in_words():
-    with pytest.raises(ValueError, match=r"config\.start's traces have solve = 1\.5"):
+    with pytest.raises(ValueError, match=r"solve is 1\.5"):
         TraceConfig(solve=1.5)
-    with pytest.raises(ValueError, match="near = -1"):
+    with pytest.raises(ValueError, match="near is -1"):
         TraceConfig(near=-1)
     with pytest.raises(ValueError, match=r"config\.start\.traces\.max_tokens = 20"):
         sample_trace(_prompts(1)[0], random.Random(0), TraceConfig(max_tokens=20))

@@ -144,5 +144,5 @@ def test_a_workdir_with_a_checkpoint_belongs_to_one_experiment(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"config\.learning\.optimizer\.rate was .*, now 0\.5"):
         open_workdir(tmp_path / "run", from_config(mistaken))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot be made"):
+    with pytest.raises(ValueError, match="cannot be used"):
         open_workdir(tmp_path / "file", experiment)

@@ -39,12 +39,9 @@ class TraceConfig:
     def __post_init__(self):
         for name in ("solve", "impatience"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"config.start's traces have {name} = {getattr(self, name)}, which is not a"
-                    " probability"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)}, which is not a probability.")
         if self.near < 0:
-            raise ValueError(f"config.start's traces have near = {self.near}, which is negative")
+            raise ValueError(f"near is {self.near}; it must not be negative.")
 
 
 def sample_traces(prompts: Sequence[Prompt], rng: random.Random, config: TraceConfig) -> list[str]:
@@ -72,14 +69,19 @@ def sample_trace(prompt: Prompt, rng: random.Random, config: TraceConfig) -> str
     return " ".join([*tries, THINK_CLOSE, CALL_MARKER])
 
 
-def _most_tries(n: int, max_tokens: int) -> int:
-    """Tries of n numbers that fit with the longest ending and the end-of-sequence token.
+def fewest_tokens(n: int) -> int:
+    """The smallest `max_tokens` for prompts of n numbers: one try and the longest ending."""
+    a_try, ending = _token_counts(n)
+    return a_try + ending
 
-    A try has n - 1 steps of 5 tokens with commas between, and 2 for the distance. The longest
-    answer has n numbers, n - 1 operators, brackets around all but the last step, and 3 tags.
+
+def _most_tries(n: int, max_tokens: int) -> int:
+    """Tries of n numbers that fit with the longest ending.
+
+    Raises:
+        ValueError: not even one fits.
     """
-    a_try = 6 * (n - 1) + 1
-    ending = max(n + (n - 1) + 2 * (n - 2) + 3, 1 + len(CALL_MARKER.split())) + 1
+    a_try, ending = _token_counts(n)
     most = (max_tokens - ending) // a_try
     if most < 1:
         raise ValueError(
@@ -87,6 +89,16 @@ def _most_tries(n: int, max_tokens: int) -> int:
             f"{n} numbers, which takes {a_try + ending}"
         )
     return most
+
+
+def _token_counts(n: int) -> tuple[int, int]:
+    """Tokens of one try, and of the longest ending with the end-of-sequence token.
+
+    A try has n - 1 steps of 5 tokens with commas between, and 2 for the distance. The longest
+    answer has n numbers, n - 1 operators, brackets around all but the last step, and 3 tags.
+    """
+    ending = max(n + (n - 1) + 2 * (n - 2) + 3, 1 + len(CALL_MARKER.split())) + 1
+    return 6 * (n - 1) + 1, ending
 
 
 def _plan(
