@@ -165,9 +165,12 @@ def _sample(scores, keys, step, temperature):
 
 
 def _rollout_weights(params: Params, config: DeviceConfig) -> Params:
-    """Weights as decoding wants them, made once per rollout: compute dtype, layers unstacked."""
-    cast = jax.tree.map(lambda x: x.astype(config.compute), params)
-    return {**cast, "layers": model.unstack_layers(cast["layers"], config.layers)}
+    """Weights as decoding wants them, made once per rollout: layers unstacked, compute dtype.
+
+    The scales of norms keep their dtype, as they do in training.
+    """
+    unstacked = {**params, "layers": model.unstack_layers(params["layers"], config.layers)}
+    return jax.tree.map(lambda x: x if x.ndim == 1 else x.astype(config.compute), unstacked)
 
 
 def _pin(cache: Cache) -> Cache:

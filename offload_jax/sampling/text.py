@@ -46,10 +46,20 @@ def encode_prompts(
 
 
 def decode_responses(tokenizer: tokenizers.Tokenizer, rollout: Rollout) -> list[list[str]]:
-    """The responses' texts [P][G], without padding and stop token."""
+    """The responses' texts [P][G], without padding and stop token.
+
+    An id that the tokenizer does not know (a model's vocabulary may be padded) becomes U+FFFD:
+    leaving it out would join what stood on its two sides.
+    """
     P, G, T = rollout.tokens.shape
     ends = np.asarray(rollout.lengths) - np.asarray(rollout.stopped)
     tokens, ends = np.asarray(rollout.tokens).reshape(P * G, T), ends.reshape(P * G)
     rows = [row[:end].tolist() for row, end in zip(tokens, ends, strict=True)]
     texts = tokenizer.decode_batch(rows, skip_special_tokens=False)
+    size = tokenizer.get_vocab_size()
+    for i in np.flatnonzero([max(row, default=0) >= size for row in rows]):
+        texts[i] = " ".join(
+            tokenizer.decode([token], skip_special_tokens=False) if token < size else "\ufffd"
+            for token in rows[i]
+        )
     return [texts[p * G : (p + 1) * G] for p in range(P)]

@@ -78,6 +78,12 @@ def test_prefill_and_decode_equal_the_full_forward_at_every_position():
         np.testing.assert_allclose(logits, expected[:, :, t + 1], atol=1e-5)
 
 
+def test_a_response_of_one_token_is_predicted_by_the_prompt_alone():
+    params = weights(BASE)
+    alone = predictions(params, BASE, RESPONSES[:, :, :1])
+    np.testing.assert_allclose(alone, predictions(params, BASE)[:, :, :1], atol=1e-5)
+
+
 def test_padding_of_a_prompt_never_leaks():
     params = weights(BASE)
     other = PROMPTS.copy()

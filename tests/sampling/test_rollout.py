@@ -120,6 +120,28 @@ def test_first_tokens_come_as_often_as_the_softmax_says(params):
     assert (np.abs(seen - p) < 5 * np.sqrt(p * (1 - p) / N) + 1e-3).all()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_pairs_of_tokens_come_as_often_as_the_model_says(params, temperature):
+    """Fails where two positions share their randomness."""
+    N = 6000
+    one = jax.tree.map(lambda x: x[:1], PROMPTS)
+    rolled = sample(params, one, stop=99, group=N, response_tokens=2, temperature=temperature)
+    pairs = np.stack(np.divmod(np.arange(144), 12), axis=1).astype(np.int32)[None]
+    hidden = model.forward(params, DEVICE, TOKENS[:1], LENGTHS[:1], pairs)
+    logprobs = model.token_logprobs(params, DEVICE, hidden, pairs, temperature)
+    p = np.exp(np.array(logprobs, np.float64).sum(axis=-1)[0])
+    assert abs(p.sum() - 1) < 1e-4
+    seen = np.bincount(rolled.tokens[0] @ [12, 1], minlength=144) / N
+    assert (np.abs(seen - p) < 5 * np.sqrt(p * (1 - p) / N) + 1e-3).all()
+
+
+def test_stopping_early_changes_nothing_that_came_before(params):
+    stopped, endless = sample(params), sample(params, stop=99)
+    mask = real(stopped)
+    np.testing.assert_array_equal(stopped.tokens[mask], endless.tokens[mask])
+    np.testing.assert_allclose(stopped.logprobs[mask], endless.logprobs[mask], atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(4, 1, 2), (2, 2, 2)])
 def test_every_mesh_gives_the_same_tokens(params, shape):
     mesh = make_mesh(MeshConfig(*shape))

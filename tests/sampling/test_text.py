@@ -32,3 +32,9 @@ def test_responses_are_decoded_without_stop_and_padding_but_with_tags():
     texts = decode_responses(TOKENIZER, rolled)
     assert texts[0][0] == text
     assert len(texts[0][1].split()) == len(ids) + 3
+
+
+def test_an_id_beyond_the_tokenizer_is_seen_in_the_text():
+    ids = np.array([[[TOKENIZER.token_to_id("7"), 159, TOKENIZER.token_to_id("8")]]])
+    rolled = Rollout(ids, np.zeros(ids.shape), np.array([[3]]), np.array([[False]]))
+    assert decode_responses(TOKENIZER, rolled) == [["7 \ufffd 8"]]
