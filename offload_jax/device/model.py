@@ -208,7 +208,7 @@ def _matmul(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:
     """
     kept = x.shape[: x.ndim - contracted]
     flat = weight.reshape(math.prod(weight.shape[:contracted]), -1).astype(x.dtype)
-    product = x.reshape(math.prod(kept), -1) @ flat
+    product = x.reshape(math.prod(kept), flat.shape[0]) @ flat
     return product.reshape(*kept, *weight.shape[contracted:])
 
 
