@@ -10,6 +10,7 @@ import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.flags import parser
 from offload_jax.training.detectors import RunError
 from offload_jax.training.experiment import from_config
 from offload_jax.training.run import run
@@ -33,21 +34,6 @@ def main(argv: list[str]) -> None:
         sys.exit(2 if isinstance(error, ValueError) else 1)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Flags from the command line; a mistake in them is one sentence on stderr, status 2."""
-    try:
-        rest = app.parse_flags_with_usage(argv)
-        CONFIG.value.lock()  # where the file could not be read, this is what tells
-        return rest
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        # The config's own errors are wrapped in one another and laid out over several lines.
-        while error.args and isinstance(error.args[0], Exception):
-            error = error.args[0]
-        text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-        print(f"Error: --config: {' '.join(text.split())}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=parser(CONFIG))

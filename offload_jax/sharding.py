@@ -79,6 +79,13 @@ def prompt_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["prompts"])
 
 
+def shards_in_context(prompts: int) -> int:
+    """Into how many parts `constrain` splits an axis of so many prompts, inside jit."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES["prompts"])
+    return shards if prompts % shards == 0 else 1
+
+
 def sharding_of(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
     """The sharding of one array.
 

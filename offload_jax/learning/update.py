@@ -59,7 +59,14 @@ def init_state(
 
 @partial(
     jax.jit,
-    static_argnames=("config", "optimizer", "temperature", "micro_prompts", "length_buckets"),
+    static_argnames=(
+        "config",
+        "optimizer",
+        "temperature",
+        "micro_prompts",
+        "length_buckets",
+        "importance_cap",
+    ),
     donate_argnames="state",
 )
 def update(
@@ -71,6 +78,7 @@ def update(
     temperature: float = 1.0,
     micro_prompts: int,
     length_buckets: int = 1,
+    importance_cap: float | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimiser step on `-sum(weights * log pi(response))`.
 
@@ -85,6 +93,9 @@ def update(
         temperature: of the policy, that is of the sampler.
         micro_prompts: prompts per micro-batch, a divisor of P.
         length_buckets: the number of response lengths that the program is compiled for.
+        importance_cap: if given, the gradient of each token's log-probability counts by
+            min(pi_trainer / pi_sampler, cap): truncated importance sampling, for a sampler of
+            lower precision than the trainer.
 
     Returns:
         The next state; metrics: the loss, the gradient's norm, the number of prompts computed on
@@ -97,6 +108,7 @@ def update(
         temperature=temperature,
         micro_prompts=micro_prompts,
         length_buckets=length_buckets,
+        importance_cap=importance_cap,
     )
 
     def apply():
@@ -117,6 +129,7 @@ def gradient_of(
     temperature: float = 1.0,
     micro_prompts: int,
     length_buckets: int = 1,
+    importance_cap: float | None = None,
 ) -> tuple[Params, dict[str, Float[Array, ""]]]:
     """Gradient of `-sum(weights * log pi(response))`, float32, and statistics.
 
@@ -126,7 +139,9 @@ def gradient_of(
     """
     batch, needed = _in_micro_batches(batch, micro_prompts)
     T = batch.tokens.shape[-1]
-    loss = partial(_micro_loss, config=config, temperature=temperature)
+    loss = partial(
+        _micro_loss, config=config, temperature=temperature, importance_cap=importance_cap
+    )
 
     def accumulate(m, carry, length):
         gradient, total, stats = carry
@@ -151,14 +166,17 @@ def gradient_of(
     return gradient, {"loss": total, "prompts_computed": computed.astype(jnp.float32), **stats}
 
 
-def _micro_loss(params, batch: WeightedResponses, *, config, temperature):
+def _micro_loss(params, batch: WeightedResponses, *, config, temperature, importance_cap):
     hidden = model.forward(
         params, config, batch.prompts.tokens, batch.prompts.lengths, batch.tokens
     )
     logprobs = model.token_logprobs(params, config, hidden, batch.tokens, temperature)
     real = jnp.arange(batch.tokens.shape[-1]) < batch.lengths[..., None]
-    response_logprobs = jnp.where(real, logprobs, 0.0).sum(axis=-1)
-    stats = {}
+    stats, counted = {}, logprobs
+    if importance_cap is not None:
+        ratio = jnp.minimum(jnp.exp(logprobs - batch.sampled), importance_cap)
+        counted = jax.lax.stop_gradient(ratio) * logprobs
+    response_logprobs = jnp.where(real, counted, 0.0).sum(axis=-1)
     if batch.sampled is not None:
         gap = jnp.where(real, jnp.abs(logprobs - batch.sampled), 0.0)
         stats = {"logprob_gap": gap.max()}

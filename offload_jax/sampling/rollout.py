@@ -13,11 +13,21 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from offload_jax.device import model
-from offload_jax.device.attention import Cache
-from offload_jax.device.config import DeviceConfig
+from offload_jax.device.attention import Cache, PromptCache
+from offload_jax.device.config import DeviceConfig, Dtype
 from offload_jax.device.params import Params
+from offload_jax.sampling import categorical
+from offload_jax.sampling.compaction import (
+    Packing,
+    by_shard,
+    grids,
+    pack,
+    take_rows,
+    take_tiles,
+    tiles_needed,
+)
 from offload_jax.settings import require
-from offload_jax.sharding import constrain
+from offload_jax.sharding import constrain, shards_in_context
 
 
 @struct.dataclass
@@ -47,23 +57,39 @@ class SamplingConfig:
     prompt_tokens: int  # S, the longest prompt
     response_tokens: int  # T, the longest response, stop token included
     temperature: float = 1.0  # 0: greedy
-    cache_segment: int = 32  # the decoder's cache grows by so many positions at a time
+    cache_block: int = 32  # the decoder's cache is read in blocks of so many positions
+    shrink: float = 0.5  # finished rows leave the batch when it shrinks by this; 1: never
+    compute_dtype: Dtype | None = None  # of weights and activations; None: as in training
 
     def __post_init__(self):
-        for name in ("group", "prompt_tokens", "response_tokens", "cache_segment"):
+        for name in ("group", "prompt_tokens", "response_tokens", "cache_block"):
             require(getattr(self, name) >= 1, f"config.sampling.{name} must be at least 1.")
         require(self.temperature >= 0, "config.sampling.temperature must not be negative.")
+        require(0 < self.shrink <= 1, "config.sampling.shrink must be above 0 and at most 1.")
 
 
 @struct.dataclass
-class _State:
-    step: Int[Array, ""]
-    scores: Float[Array, "P G V"]  # logits of the token at position `step`
-    done: Bool[Array, "P G"]
-    tokens: Int[Array, "P G T"]
-    logprobs: Float[Array, "P G T"]
-    lengths: Int[Array, "P G"]
-    caches: list[Cache]
+class _Rows:
+    """What is known of every row of the current grid, [n, g] each (see `compaction`)."""
+
+    row: Int[Array, "n g"]  # which of the rollout's P x G rows; P x G in an empty slot
+    key: Key[Array, "n g"]
+    limit: Int[Array, "n g"]
+    token: Int[Array, "n g"]  # the last one sampled
+    running: Bool[Array, "n g"]
+    stopped: Bool[Array, "n g"]
+    tokens: Int[Array, "n g T"]
+    logprobs: Float[Array, "n g T"]
+    lengths: Int[Array, "n g"]
+
+
+@struct.dataclass
+class _Tiles:
+    """What the rows of a tile share."""
+
+    prompt: Int[Array, " n"]  # which prompt of the tile's shard
+    lengths: Int[Array, " n"]  # of the prompt
+    caches: list[PromptCache]  # per layer
 
 
 @partial(jax.jit, static_argnames=("config", "sampling", "stop", "pad"))
@@ -71,6 +97,7 @@ def rollout(
     params: Params,
     prompts: PromptBatch,
     key: Key[Array, ""],
+    limits: Int[Array, "P G"] | None = None,
     *,
     config: DeviceConfig,
     sampling: SamplingConfig,
@@ -79,14 +106,14 @@ def rollout(
 ) -> Rollout:
     """Samples `sampling.group` responses to each prompt.
 
-    Each prompt is prefilled once. A `while_loop` decodes one token of every row at a time and ends
-    when all rows have stopped; it runs once per cache segment, so that attention reads only the
-    part of the cache that can be filled.
+    Each prompt is prefilled once. A `while_loop` decodes one token of every row at a time; it runs
+    once per grid of `compaction.grids`, until the rows still running fit into the next one.
 
     Args:
         params: the device LLM's weights.
         prompts: the batch; its ids select the random streams.
         key: folded from (seed, step) by the caller, see `step_key`.
+        limits: the most tokens of each response, from 1 to T; T if not given.
         config: the shape of the device LLM.
         sampling: group size, lengths, temperature. At temperature 0 all samples are greedy and
             their log-probs are those at temperature 1.
@@ -97,48 +124,55 @@ def rollout(
         The responses with the log-probs of their tokens under the sampling temperature.
     """
     P, (G, T) = prompts.ids.shape[0], (sampling.group, sampling.response_tokens)
-    weights = _rollout_weights(params, config)
-    keys = sample_keys(key, prompts.ids, G)
-    scores, prompt_cache = model.prefill(params, config, prompts.tokens, prompts.lengths)
-    prompt_caches = model.unstack_layers(prompt_cache, config.layers)
-
-    def sample(state: _State) -> _State:
-        step = state.step
-        tokens, logprobs = _sample(state.scores, keys, step, sampling.temperature)
-        tokens = jnp.where(state.done, pad, tokens)
-        logprobs = jnp.where(state.done, 0.0, logprobs)
-        done = state.done | (tokens == stop)
-        write = partial(jax.lax.dynamic_update_index_in_dim, index=step, axis=2)
-        scores, caches = model.decode(
-            weights, config, tokens, step, prompts.lengths, prompt_caches, state.caches
-        )
-        return _State(
-            step=step + 1,
-            scores=scores,
-            done=done,
-            tokens=write(state.tokens, tokens),
-            logprobs=write(state.logprobs, logprobs),
-            lengths=state.lengths + ~state.done,
-            caches=caches,
-        )
-
-    state = _State(
-        step=jnp.int32(0),
-        scores=jnp.broadcast_to(scores[:, None], (P, G, scores.shape[-1])),
-        done=jnp.zeros((P, G), bool),
-        tokens=constrain(jnp.full((P, G, T), pad, jnp.int32), "prompts"),
-        logprobs=constrain(jnp.zeros((P, G, T), jnp.float32), "prompts"),
-        lengths=jnp.zeros((P, G), jnp.int32),
-        caches=model.empty_caches(config, P, G),
+    D = shards_in_context(P)
+    if sampling.compute_dtype is not None:
+        config = dataclasses.replace(config, compute_dtype=sampling.compute_dtype)
+    weights = model.decode_weights(params, config, prompts.tokens.shape[1] + T)
+    hidden, prompt_caches = model.prefill(params, config, prompts.tokens, prompts.lengths)
+    tiles = _Tiles(
+        prompt=jnp.arange(P) % (P // D),
+        lengths=prompts.lengths,
+        caches=prompt_caches,
     )
-    for end in [*range(sampling.cache_segment, T, sampling.cache_segment), T]:
-        state = state.replace(caches=[_pin(cache.grow(end)) for cache in state.caches])
-        state = jax.lax.while_loop(
-            lambda s, end=end: (s.step < end) & ~jnp.all(s.done),
-            sample,
-            state,
+    rows = _first_rows(prompts, key, limits, sampling, D, pad)
+    scores = model.logits_first(weights["head"], hidden[:, None])
+    scores = jnp.broadcast_to(scores, (scores.shape[0], P, G))
+    rows = _sample(rows, scores, jnp.int32(0), sampling.temperature, stop, pad)
+    caches = model.empty_caches(config, P, G, max(T - 1, 1), sampling.cache_block)
+    step, caches = jnp.int32(1), [_pin(cache) for cache in caches]
+    finished = rows  # in the order of the batch; rows that leave the grid are written here
+
+    def decode(state, tiles):
+        step, rows, caches = state
+        hidden, caches = model.decode(
+            weights, config, rows.token, step - 1, tiles.lengths, tiles.caches, caches
         )
-    return Rollout(state.tokens, state.logprobs, state.lengths, state.done)
+        scores = model.logits_first(weights["head"], hidden)
+        return step + 1, _sample(rows, scores, step, sampling.temperature, stop, pad), caches
+
+    def goes_on(state, tiles, smaller):
+        step, rows, _ = state
+        running = (step < T) & jnp.any(rows.running)
+        if smaller is None:
+            return running
+        needed = tiles_needed(by_shard(tiles.prompt, D), by_shard(rows.running, D), P // D, smaller)
+        return running & jnp.any(needed > smaller.tiles)
+
+    chain = grids(P // D, G, sampling.shrink)
+    for smaller in [*chain[1:], None]:
+        step, rows, caches = jax.lax.while_loop(
+            partial(goes_on, tiles=tiles, smaller=smaller),
+            partial(decode, tiles=tiles),
+            (step, rows, caches),
+        )
+        finished = _write(finished, rows, D)
+        if smaller is not None:
+            packing = pack(by_shard(tiles.prompt, D), by_shard(rows.running, D), P // D, smaller)
+            rows, tiles = _repack(rows, tiles, packing)
+            filled = (step - 2) // sampling.cache_block + 1
+            take = partial(take_rows, packing=packing)
+            caches = [_pin(cache.regroup(take, filled)) for cache in caches]
+    return Rollout(finished.tokens, finished.logprobs, finished.lengths, finished.stopped)
 
 
 def step_key(seed: int, step: int) -> Key[Array, ""]:
@@ -153,25 +187,64 @@ def sample_keys(key: Key[Array, ""], ids: Int[Array, " P"], G: int) -> Key[Array
     return jax.vmap(jax.vmap(fold, (None, 0)), (0, None))(by_prompt, jnp.arange(G))
 
 
-def _sample(scores, keys, step, temperature):
-    """Next tokens [P, G] and their log-probs, float32."""
+def _first_rows(prompts, key, limits, sampling: SamplingConfig, D: int, pad: int) -> _Rows:
+    """No token sampled yet."""
+    P, (G, T) = prompts.ids.shape[0], (sampling.group, sampling.response_tokens)
+    rows = _Rows(
+        row=(jnp.arange(P * G) % (P * G // D)).reshape(P, G),
+        key=sample_keys(key, prompts.ids, G),
+        limit=jnp.full((P, G), T) if limits is None else limits,
+        token=jnp.full((P, G), pad),
+        running=jnp.ones((P, G), bool),
+        stopped=jnp.zeros((P, G), bool),
+        tokens=jnp.full((P, G, T), pad),
+        logprobs=jnp.zeros((P, G, T), jnp.float32),
+        lengths=jnp.zeros((P, G), jnp.int32),
+    )
+    return jax.tree.map(lambda x: constrain(x, "prompts"), rows)
+
+
+def _sample(rows: _Rows, scores, step, temperature: float, stop: int, pad: int) -> _Rows:
+    """The rows with their token number `step`, drawn from its logits [V, n, g]."""
     if temperature == 0:
-        tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-        return tokens, model.select_logprobs(scores, tokens)
-    scores = scores / temperature
-    position_keys = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
-    tokens = jax.vmap(jax.vmap(jax.random.categorical))(position_keys, scores).astype(jnp.int32)
-    return tokens, model.select_logprobs(scores, tokens)
+        tokens, logprobs = categorical.argmax(scores)
+    else:
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(rows.key, step)
+        tokens, logprobs = categorical.sample(keys, scores / temperature)
+    tokens = jnp.where(rows.running, tokens, pad)
+    logprobs = jnp.where(rows.running, logprobs, 0.0)
+    stopped = rows.running & (tokens == stop)
+    write = partial(jax.lax.dynamic_update_index_in_dim, index=step, axis=2)
+    return rows.replace(
+        token=tokens,
+        running=rows.running & ~stopped & (step + 1 < rows.limit),
+        stopped=rows.stopped | stopped,
+        tokens=write(rows.tokens, tokens),
+        logprobs=write(rows.logprobs, logprobs),
+        lengths=rows.lengths + rows.running,
+    )
 
 
-def _rollout_weights(params: Params, config: DeviceConfig) -> Params:
-    """Weights as decoding wants them, made once per rollout: layers unstacked, compute dtype.
+def _write(finished: _Rows, rows: _Rows, D: int) -> _Rows:
+    """All that the rows of the current grid hold, written to their places in the batch."""
 
-    The scales of norms keep their dtype, as they do in training.
-    """
-    unstacked = {**params, "layers": model.unstack_layers(params["layers"], config.layers)}
-    return jax.tree.map(lambda x: x if x.ndim == 1 else x.astype(config.compute), unstacked)
+    def write(old, new):
+        # Shard by shard, so that no row leaves its shard.
+        flat = lambda x: x.reshape(D, -1, *x.shape[2:])  # noqa: E731
+        place = jax.vmap(lambda old, at, new: old.at[at].set(new, mode="drop"))
+        return place(flat(old), flat(rows.row), flat(new)).reshape(old.shape)
+
+    return jax.tree.map(write, finished, rows)
+
+
+def _repack(rows: _Rows, tiles: _Tiles, packing: Packing) -> tuple[_Rows, _Tiles]:
+    """The rows still running, and their tiles, in the next grid."""
+    filled = packing.filled.reshape(-1, packing.filled.shape[-1])
+    rows = jax.tree.map(lambda x: take_rows(x, packing), rows)
+    nowhere = jnp.iinfo(jnp.int32).max
+    rows = rows.replace(row=jnp.where(filled, rows.row, nowhere), running=rows.running & filled)
+    return rows, jax.tree.map(lambda x: take_tiles(x, packing), tiles)
 
 
 def _pin(cache: Cache) -> Cache:
-    return jax.tree.map(lambda x: constrain(x, "prompts", None, "kv_heads"), cache)
+    return jax.tree.map(lambda x: constrain(x, None, "prompts", "kv_heads"), cache)

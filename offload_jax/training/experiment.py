@@ -87,6 +87,7 @@ class LearningSettings:
     batch: BatchSettings
     optimizer: OptimizerConfig
     gapg: GapgConfig = dataclasses.field(default_factory=GapgConfig)
+    importance_cap: float | None = None  # of min(trainer / sampler, cap) per token; None: off
     collapse_patience: int = 3  # evaluations in a row with all or no calls before a warning
 
 
@@ -138,6 +139,8 @@ class Experiment:
         for name in ("every", "batch"):
             value = getattr(evaluation, name)
             require(value >= 1, f"config.evaluation.{name} must be at least 1.")
+        cap = self.learning.importance_cap
+        require(cap is None or cap > 0, "config.learning.importance_cap must be positive or None.")
         patience = self.learning.collapse_patience
         require(patience >= 1, "config.learning.collapse_patience must be at least 1.")
         require(self.keep_checkpoints >= 1, "config.keep_checkpoints must be at least 1.")

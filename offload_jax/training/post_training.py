@@ -63,6 +63,7 @@ def gapg_stage(
             temperature=sampler.sampling.temperature,
             micro_prompts=settings.batch.micro_prompts,
             length_buckets=settings.batch.length_buckets,
+            importance_cap=settings.importance_cap,
         )
         stats, learnt = jax.device_get((stats, learnt))
         clock.lap("update")

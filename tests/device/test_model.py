@@ -64,18 +64,26 @@ def test_forward_equals_a_plain_decoder_over_prompt_and_response_end_to_end(kv_h
 def test_prefill_and_decode_equal_the_full_forward_at_every_position():
     params = weights(BASE)
     expected = predictions(params, BASE)
-    logits, cache = jax.jit(model.prefill, static_argnums=1)(params, BASE, PROMPTS, LENGTHS)
-    np.testing.assert_allclose(np.broadcast_to(logits[:, None], expected[:, :, 0].shape),
-                               expected[:, :, 0], atol=1e-5)  # fmt: skip
-    unstacked = {**params, "layers": model.unstack_layers(params["layers"], BASE.layers)}
-    prompt_caches = model.unstack_layers(cache, BASE.layers)
-    caches = [cache.grow(T) for cache in model.empty_caches(BASE, P, G)]
+    hidden, prompt_caches = jax.jit(model.prefill, static_argnums=1)(params, BASE, PROMPTS, LENGTHS)
+    logits = np.array(model.logits(params, BASE, hidden))[:, None]
+    np.testing.assert_allclose(
+        np.broadcast_to(logits, expected[:, :, 0].shape), expected[:, :, 0], atol=1e-5
+    )
+    ready = model.decode_weights(params, BASE, S + T)
+    caches = model.empty_caches(BASE, P, G, T, block=4)
     decode = jax.jit(model.decode, static_argnums=1)
     for t in range(T - 1):
-        logits, caches = decode(
-            unstacked, BASE, RESPONSES[:, :, t], jnp.int32(t), LENGTHS, prompt_caches, caches
+        hidden, caches = decode(
+            ready, BASE, RESPONSES[:, :, t], jnp.int32(t), LENGTHS, prompt_caches, caches
         )
-        np.testing.assert_allclose(logits, expected[:, :, t + 1], atol=1e-5)
+        np.testing.assert_allclose(
+            model.logits(params, BASE, hidden), expected[:, :, t + 1], atol=1e-5
+        )
+        np.testing.assert_allclose(
+            model.logits_first(ready["head"], hidden).transpose(1, 2, 0),
+            expected[:, :, t + 1],
+            atol=1e-5,
+        )
 
 
 def test_a_response_of_one_token_is_predicted_by_the_prompt_alone():

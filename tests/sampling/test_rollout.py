@@ -19,7 +19,7 @@ P, G, S, T, STOP, PAD = 4, 3, 5, 10, 1, 0
 LENGTHS = np.array([2, 5, 1, 4], np.int32)
 TOKENS = np.random.default_rng(0).integers(2, 12, (P, S)).astype(np.int32)
 PROMPTS = PromptBatch(np.array([7, 3, 100, 41], np.int32), TOKENS, LENGTHS)
-SAMPLING = SamplingConfig(group=G, prompt_tokens=S, response_tokens=T, cache_segment=4)
+SAMPLING = SamplingConfig(group=G, prompt_tokens=S, response_tokens=T, cache_block=4)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,8 @@ def test_steps_seeds_prompts_and_samples_have_streams_of_their_own(params):
     assert (sample(params, seed=1).tokens != rolled.tokens).any()
     assert (rolled.tokens[:, 0] != rolled.tokens[:, 1]).any()
     twins = PromptBatch(PROMPTS.ids, TOKENS[[1] * P], LENGTHS[[1] * P])
-    assert (sample(params, twins).tokens[0] != sample(params, twins).tokens[1]).any()
+    of_twins = sample(params, twins, stop=99).tokens
+    assert (of_twins[0] != of_twins[1]).any()
 
 
 def test_a_response_depends_on_neither_place_nor_company_of_its_prompt(params):
@@ -92,13 +93,13 @@ def test_a_response_depends_on_neither_place_nor_company_of_its_prompt(params):
     np.testing.assert_array_equal(bigger_group.tokens[:, :G], rolled.tokens)
 
 
-def test_padding_and_cache_segments_change_nothing(params):
+def test_padding_and_cache_blocks_change_nothing(params):
     rolled = sample(params)
     wide = np.concatenate([TOKENS, np.full((P, 3), 9, np.int32)], axis=1)
     wide[0, 2:] = 5
     padded = sample(params, PromptBatch(PROMPTS.ids, wide, LENGTHS))
     np.testing.assert_array_equal(padded.tokens, rolled.tokens)
-    np.testing.assert_array_equal(sample(params, cache_segment=T).tokens, rolled.tokens)
+    np.testing.assert_array_equal(sample(params, cache_block=T).tokens, rolled.tokens)
 
 
 def test_greedy_takes_the_likeliest_token_of_the_full_forward(params):
@@ -113,9 +114,11 @@ def test_greedy_takes_the_likeliest_token_of_the_full_forward(params):
 
 def test_first_tokens_come_as_often_as_the_softmax_says(params):
     N = 3000
-    rolled = sample(params, jax.tree.map(lambda x: x[:1], PROMPTS), group=N, response_tokens=1)
-    logits, _ = model.prefill(params, DEVICE, TOKENS, LENGTHS)
-    p = np.array(jax.nn.softmax(logits[0]))
+    rolled = sample(
+        params, jax.tree.map(lambda x: x[:1], PROMPTS), group=N, response_tokens=1, shrink=1.0
+    )
+    hidden, _ = model.prefill(params, DEVICE, TOKENS, LENGTHS)
+    p = np.array(jax.nn.softmax(model.logits(params, DEVICE, hidden)[0]))
     seen = np.bincount(rolled.tokens.ravel(), minlength=12) / N
     assert (np.abs(seen - p) < 5 * np.sqrt(p * (1 - p) / N) + 1e-3).all()
 
@@ -125,7 +128,9 @@ def test_pairs_of_tokens_come_as_often_as_the_model_says(params, temperature):
     """Fails where two positions share their randomness."""
     N = 6000
     one = jax.tree.map(lambda x: x[:1], PROMPTS)
-    rolled = sample(params, one, stop=99, group=N, response_tokens=2, temperature=temperature)
+    rolled = sample(
+        params, one, stop=99, group=N, response_tokens=2, temperature=temperature, shrink=1.0
+    )
     pairs = np.stack(np.divmod(np.arange(144), 12), axis=1).astype(np.int32)[None]
     hidden = model.forward(params, DEVICE, TOKENS[:1], LENGTHS[:1], pairs)
     logprobs = model.token_logprobs(params, DEVICE, hidden, pairs, temperature)
