@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
                 "prompt_tokens": 128,
                 "response_tokens": 64,
                 "temperature": 1.0,
-                "cache_block": 32,
+                "cache_tokens": 64,
                 "shrink": 0.75,
             },
             "batch": {"prompts": 8, "micro_prompts": 2, "length_buckets": 1},

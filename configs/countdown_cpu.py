@@ -47,7 +47,7 @@ def get_config(size: str = "full") -> ConfigDict:
             "prompt_tokens": 12,
             "response_tokens": 128,
             "temperature": 1.0,
-            "cache_block": 32,
+            "cache_tokens": 32,
             "shrink": 0.5,
         }
     )

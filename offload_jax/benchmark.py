@@ -5,6 +5,7 @@ memory. Everything after is timed and divided by the time that these limits woul
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -70,24 +71,21 @@ def machine_limits(workload: Workload, params: Params) -> tuple[Limits, list[Row
     device, P = workload.device, workload.batch.prompts
     many, few = P * workload.sampling.prompt_tokens, P * workload.sampling.group
     weights = decode_weights(params, device, 1)
-    matrices = [w.reshape(w.shape[0], -1) for w in _matrices(weights["layers"][0], device)]
-    everything = [
-        *(w for layer in weights["layers"] for w in _matrices(layer, device)),
-        weights["head"].T,
-    ]
+    layers = [_matrices(layer, device) for layer in weights["layers"]]
+    everything = [*itertools.chain(*layers), weights["head"]]
 
     @jax.jit
     def products(inputs, matrices):
-        return [inputs[m.shape[0]] @ m for m in matrices]
+        return [m @ inputs[m.shape[1]] for m in matrices]
 
     def rate(rows: int, matrices: list[jax.Array]) -> tuple[float, float]:
-        inputs = {m.shape[0]: jnp.ones((rows, m.shape[0]), device.compute) for m in matrices}
+        inputs = {m.shape[1]: jnp.ones((m.shape[1], rows), device.compute) for m in matrices}
         seconds = _best(lambda: products(inputs, matrices), budget=2.0)
         return 2 * rows * sum(m.size for m in matrices) / seconds, seconds
 
     results = {
-        f"products of one layer, {many} rows": rate(many, matrices),
-        f"products of one layer, {few} rows": rate(few, matrices),
+        f"products of one layer, {many} rows": rate(many, layers[0]),
+        f"products of one layer, {few} rows": rate(few, layers[0]),
         f"products of all weights once, {few} rows": rate(few, everything),
     }
     size = 2**28 if device.width > 256 else 2**26
@@ -275,10 +273,10 @@ def _best(run: Callable[[], Any], repeats: int | None = None, budget: float | No
 
 
 def _matrices(layer: Params, device: DeviceConfig) -> list[jax.Array]:
-    """A layer's matrices, flat, in the order of use."""
+    """A layer's matrices [out, in] in the order of use."""
     inputs = {"output": device.heads * device.head_size, "down": device.mlp}
     names = ("query", "key", "value", "output", "gate", "up", "down")
-    return [layer[n].reshape(inputs.get(n, device.width), -1) for n in names]
+    return [layer[n].reshape(-1, inputs.get(n, device.width)) for n in names]
 
 
 def _bytes(tree: Any, dtype: Any) -> int:

@@ -6,7 +6,9 @@ prompt and response laid end to end, while the prompt is computed and stored onc
 times, and no row needs padding on the left.
 """
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,42 +39,71 @@ class PromptCache:
 
 @struct.dataclass
 class Cache:
-    """Keys and values of the responses so far, for `attend_step`, in blocks of C positions.
+    """Keys and values of a stretch of response positions, for `attend_step`.
 
-    Block by block, because a step then reads the blocks that are filled and no others, whatever
-    the longest response; keys have positions last.
+    A layer's cache is a list of these, each from the second on as long as all before it: a step
+    reads those that have begun and no others. Keys have positions last.
     """
 
-    keys: Float[Array, "blocks P K G N C"]
-    values: Float[Array, "blocks P K G C N"]
+    keys: Float[Array, "P K G N C"]
+    values: Float[Array, "P K G C N"]
 
-    @classmethod
-    def empty(cls, P: int, G: int, K: int, N: int, T: int, block: int, dtype: jnp.dtype) -> "Cache":
-        """Room for T positions of P x G responses."""
-        shape = (-(-T // block), P, K, G, block, N)
-        values = jnp.zeros(shape, dtype)
-        return cls(values.swapaxes(4, 5), values)
+    @property
+    def size(self) -> int:
+        """C, the positions there is room for."""
+        return self.values.shape[3]
 
-    def write(self, new: KeyValues, step: Int[Array, ""]) -> "Cache":
-        """With the keys and values of one position per row, [P, G, K, 1, N], at `step`."""
-        block, position = jnp.divmod(step, self.values.shape[4])
-        keys, values = (x.swapaxes(1, 2)[None] for x in (new.keys, new.values))
-        update = jax.lax.dynamic_update_slice
-        return Cache(
-            update(self.keys, keys.swapaxes(4, 5), (block, 0, 0, 0, 0, position)),
-            update(self.values, values, (block, 0, 0, 0, position, 0)),
-        )
+    def write(
+        self,
+        keys: Float[Array, "K N P G"],
+        values: Float[Array, "K N P G"],
+        position: Int[Array, ""],
+    ) -> "Cache":
+        """With one more position of every row; unchanged if that is outside the stretch."""
+        keys, values = (x.transpose(2, 0, 3, 1) for x in (keys, values))  # [P, K, G, N]
+        inside = (position >= 0) & (position < self.size)
+        position = jnp.clip(position, 0, self.size - 1)
 
-    def regroup(self, take: Callable[[jax.Array], jax.Array], filled: Int[Array, ""]) -> "Cache":
-        """With other rows: `take` maps [P, G, ...] to [P', G', ...]; empty blocks stay empty."""
+        def put(x, new, axis):
+            old = jax.lax.dynamic_slice_in_dim(x, position, 1, axis)
+            new = jnp.where(inside, jnp.expand_dims(new, axis), old)
+            return jax.lax.dynamic_update_slice_in_dim(x, new, position, axis)
+
+        return Cache(put(self.keys, keys, 4), put(self.values, values, 3))
+
+    def regroup(self, take: Callable[[jax.Array], jax.Array]) -> "Cache":
+        """With other rows: `take` maps [P, G, ...] to [P', G', ...]."""
 
         def move(x):
-            rows_first = lambda block: take(block.swapaxes(1, 2)).swapaxes(1, 2)  # noqa: E731
-            shape = jax.eval_shape(rows_first, x[0]).shape
-            new = jnp.zeros((x.shape[0], *shape), x.dtype)
-            return jax.lax.fori_loop(0, filled, lambda b, new: new.at[b].set(rows_first(x[b])), new)
+            return take(x.swapaxes(1, 2)).swapaxes(1, 2)
 
         return Cache(move(self.keys), move(self.values))
+
+
+def write(
+    caches: list[Cache],
+    keys: Float[Array, "K N P G"],
+    values: Float[Array, "K N P G"],
+    step: Int[Array, ""],
+) -> list[Cache]:
+    """A layer's cache with response position `step` of every row."""
+    begins = itertools.accumulate((cache.size for cache in caches), initial=0)
+    return [
+        cache.write(keys, values, step - begin)
+        for cache, begin in zip(caches, begins, strict=False)
+    ]
+
+
+def stretches(T: int, first: int) -> list[tuple[int, int]]:
+    """Where the stretches of a cache of T positions begin and end: first, 2 first, 4 first, ...
+
+    The end is rounded up to a multiple of 16: XLA:CPU reads odd lengths at half the speed.
+    """
+    T = -(-T // 16) * 16
+    ends = [min(first, T)]
+    while ends[-1] < T:
+        ends.append(min(2 * ends[-1], T))
+    return list(itertools.pairwise([0, *ends]))
 
 
 def attend(
@@ -149,20 +180,20 @@ def attend_causally(
 
 
 def attend_step(
-    queries: Float[Array, "P G H N"],
-    cache: Cache,
+    queries: Float[Array, "H N P G"],
+    caches: list[Cache],
     step: Int[Array, ""],
     prompt: PromptCache,
     prompt_mask: Bool[Array, "P S"],
-) -> Float[Array, "P G H N"]:
-    """`attend` of one new position per row to the cache's positions 0..step and the prompt.
+) -> Float[Array, "H N P G"]:
+    """`attend` of one new position per row to the caches' positions 0..step and the prompt.
 
-    The prompt comes first, then the filled blocks of the cache one by one, under a softmax that
-    is rescaled as larger scores come (arXiv 1805.02867).
+    The prompt comes first, then the stretches of the cache that have begun, one by one, under a
+    softmax that is rescaled as larger scores come (arXiv 1805.02867).
     """
-    P, G, H, N = queries.shape
-    K, C = cache.values.shape[2], cache.values.shape[4]
-    rows = (queries * N**-0.5).reshape(P, G, K, H // K, N).swapaxes(1, 2)
+    H, N, P, G = queries.shape
+    K = prompt.keys.shape[1]
+    rows = (queries * N**-0.5).reshape(K, H // K, N, P, G).transpose(3, 0, 4, 1, 2)
 
     scores = product("pkrn,pkns->pkrs", rows.reshape(P, K, -1, N), prompt.keys)
     scores = jnp.where(prompt_mask[:, None, None], scores, _HIDDEN)
@@ -170,21 +201,34 @@ def attend_step(
     weights = jnp.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
     mixed = product("pkrs,pksn->pkrn", weights.astype(prompt.values.dtype), prompt.values)
-    top, total, mixed = (x.reshape(*rows.shape[:-1], -1) for x in (top, total, mixed))
+    carry = tuple(x.reshape(*rows.shape[:-1], -1) for x in (top, total, mixed))
 
-    def add_block(block, carry):
-        top, total, mixed = carry
-        keys, values = cache.keys[block], cache.values[block]
-        scores = product("pkghn,pkgnc->pkghc", rows, keys)
-        scores = jnp.where(block * C + jnp.arange(C) <= step, scores, _HIDDEN)
-        new_top = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
-        scale, weights = jnp.exp(top - new_top), jnp.exp(scores - new_top)
-        total = scale * total + weights.sum(axis=-1, keepdims=True)
-        mixed = scale * mixed + product("pkghc,pkgcn->pkghn", weights.astype(values.dtype), values)
-        return new_top, total, mixed
+    begin = 0
+    for cache in caches:
+        add = partial(_add_stretch, rows=rows, cache=cache, last=step - begin)
+        # The first stretch has always begun.
+        carry = jax.lax.cond(step >= begin, add, lambda c: c, carry) if begin else add(carry)
+        begin += cache.size
+    _, total, mixed = carry
+    mixed = (mixed / total).astype(queries.dtype)  # [P, K, G, h, N]
+    return mixed.transpose(1, 3, 4, 0, 2).reshape(H, N, P, G)
 
-    _, total, mixed = jax.lax.fori_loop(0, step // C + 1, add_block, (top, total, mixed))
-    return (mixed / total).swapaxes(1, 2).reshape(P, G, H, N).astype(queries.dtype)
+
+def _add_stretch(carry, rows, cache: Cache, last):
+    """One stretch of the cache, up to position `last` of it, added to a running softmax.
+
+    The products are written as multiply and sum: XLA then updates the cache in place, where a
+    batched matrix product makes it copy the whole cache at every step.
+    """
+    top, total, mixed = carry
+    wide = rows.astype(jnp.float32)
+    scores = jnp.sum(wide[..., None] * cache.keys[:, :, :, None], axis=-2)
+    scores = jnp.where(jnp.arange(cache.size) <= last, scores, _HIDDEN)
+    new_top = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
+    scale, weights = jnp.exp(top - new_top), jnp.exp(scores - new_top)
+    total = scale * total + weights.sum(axis=-1, keepdims=True)
+    mixed = scale * mixed + jnp.sum(weights[..., None] * cache.values[:, :, :, None], axis=-2)
+    return new_top, total, mixed
 
 
 @struct.dataclass
@@ -212,6 +256,15 @@ def rotate(x: Float[Array, "*b heads N"], by: Rotation) -> Float[Array, "*b head
     # Flipping the halves: XLA:CPU takes 3.5 times as long to concatenate them.
     rotated = pairs * cos + jnp.flip(pairs, axis=-2) * sin
     return rotated.reshape(x.shape).astype(x.dtype)
+
+
+def rotate_first(x: Float[Array, "heads N P G"], by: Rotation) -> Float[Array, "heads N P G"]:
+    """`rotate` of features first; `by` holds the rotations of P positions."""
+    half = x.shape[1] // 2
+    pairs = x.astype(jnp.float32).reshape(x.shape[0], 2, half, *x.shape[2:])
+    cos, sin = by.cos.T[..., None], by.sin.T[..., None]  # [half, P, 1]
+    sin *= jnp.array([-1.0, 1.0]).reshape(2, 1, 1, 1)
+    return (pairs * cos + jnp.flip(pairs, axis=1) * sin).reshape(x.shape).astype(x.dtype)
 
 
 def product(equation: str, a: jax.Array, b: jax.Array) -> Float[Array, "..."]:

@@ -19,7 +19,10 @@ from offload_jax.device.attention import (
     attend_step,
     product,
     rotate,
+    rotate_first,
     rotation,
+    stretches,
+    write,
 )
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params
@@ -85,18 +88,21 @@ def prefill(
 
 
 def decode(
-    params: Params,
+    weights: Params,
     config: DeviceConfig,
     tokens: Int[Array, "P G"],
     step: Int[Array, ""],
     prompt_lengths: Int[Array, " P"],
     prompt_caches: list[PromptCache],
-    caches: list[Cache],
-) -> tuple[Float[Array, "P G D"], list[Cache]]:
+    caches: list[list[Cache]],
+) -> tuple[Float[Array, "D P G"], list[list[Cache]]]:
     """Reads response token `step` of every row and writes its keys and values.
 
+    Activations are features first, [D, P, G]: with few rows, weights [out, in] times activations
+    is a product that streams the weights from memory in order (see docs/performance.md).
+
     Args:
-        params: from `decode_weights`.
+        weights: from `decode_weights`.
         config: the shape of the device LLM.
         tokens: response token number `step` of every row.
         step: which response position `tokens` stand at; the same for all rows.
@@ -108,35 +114,52 @@ def decode(
         Final hidden states, which predict the next token, and the caches with `step` filled.
     """
     prompt_mask = jnp.arange(prompt_caches[0].keys.shape[3]) < prompt_lengths[:, None]
-    positions = (prompt_lengths + step)[:, None, None]
-    turns = jax.tree.map(lambda table: table[positions], params["rotation"])
-    x = _embed(params, config, tokens[..., None])
+    turns = jax.tree.map(lambda table: table[prompt_lengths + step], weights["rotation"])
+    x = jnp.moveaxis(weights["embedding"][tokens], 2, 0)
     filled = []
-    for weights, prompt_kv, cache in zip(params["layers"], prompt_caches, caches, strict=True):
-        queries, new = _project(weights, config, x, turns)
-        cache = cache.write(new, step)
-        mixed = attend_step(queries[:, :, 0], cache, step, prompt_kv, prompt_mask)
-        x = _residuals(weights, config, x, mixed[:, :, None])
+    for layer, prompt_kv, cache in zip(weights["layers"], prompt_caches, caches, strict=True):
+        x = constrain(x, None, "prompts")
+        h = _rms_norm(x, layer["attention_norm"], config, axis=0)
+        queries = rotate_first(_apply(layer["query"], h), turns)
+        keys = rotate_first(_apply(layer["key"], h), turns)
+        cache = write(cache, keys, _apply(layer["value"], h), step)
+        mixed = attend_step(queries, cache, step, prompt_kv, prompt_mask)
+        x += _apply(layer["output"], mixed)
+        h = _rms_norm(x, layer["mlp_norm"], config, axis=0)
+        hidden = jax.nn.silu(_apply(layer["gate"], h)) * _apply(layer["up"], h)
+        x += _apply(layer["down"], constrain(hidden, "mlp", "prompts"))
         filled.append(cache)
-    return _rms_norm(x[:, :, 0], params["final_norm"], config), filled
+    return _rms_norm(x, weights["final_norm"], config, axis=0), filled
 
 
 def decode_weights(params: Params, config: DeviceConfig, positions: int) -> Params:
     """Weights as `decode` wants them, made once for many steps.
 
-    Layers are unstacked, matrices in the compute dtype, the head is [V, D], and the rotations of
-    all positions are a table. The scales of norms keep their dtype, as they do in training.
+    Layers are unstacked; matrices are [out, in] in the compute dtype, so that `_apply` reads them
+    in order; the head is [V, D]; the rotations of all positions are a table. The scales of norms
+    keep their dtype, as they do in training.
     """
+    layers = dict(params["layers"])
+    for name, contracted in _CONTRACTED.items():
+        # [L, in..., out...] to [L, out..., in...]
+        axes = range(1, layers[name].ndim)
+        inputs, outputs = list(axes)[:contracted], list(axes)[contracted:]
+        layers[name] = layers[name].transpose(0, *outputs, *inputs)
     head = params["embedding"] if config.tied_embeddings else params["head"].T
-    weights = {**params, "head": head, "layers": _unstacked(params["layers"], config.layers)}
+    weights = {**params, "head": head, "layers": _unstacked(layers, config.layers)}
     weights = jax.tree.map(lambda x: x if x.ndim == 1 else x.astype(config.compute), weights)
     return {**weights, "rotation": _rotation(config, jnp.arange(positions))}
 
 
-def empty_caches(config: DeviceConfig, P: int, G: int, T: int, block: int) -> list[Cache]:
-    """Per layer, room for T positions of P x G responses, in blocks of `block` positions."""
+def empty_caches(config: DeviceConfig, P: int, G: int, T: int, first: int) -> list[list[Cache]]:
+    """Per layer, room for T positions of P x G responses, the first stretch of length `first`."""
     K, N = config.kv_heads, config.head_size
-    return [Cache.empty(P, G, K, N, T, block, config.compute) for _ in range(config.layers)]
+
+    def one(C):
+        values = jnp.zeros((P, K, G, C, N), config.compute)
+        return Cache(values.swapaxes(3, 4), values)
+
+    return [[one(end - begin) for begin, end in stretches(T, first)] for _ in range(config.layers)]
 
 
 def logits(
@@ -147,13 +170,10 @@ def logits(
     return product("...d,dv->...v", hidden, head.astype(config.compute))
 
 
-def logits_first(head: Float[Array, "V D"], hidden: Float[Array, "P G D"]) -> Float[Array, "V P G"]:
-    """`logits` with the vocabulary first, as the sampler wants them.
-
-    For few rows, XLA:CPU computes this product in 80 % of the other's time.
-    """
-    P, G, D = hidden.shape
-    return product("vd,rd->vr", head, hidden.reshape(P * G, D)).reshape(-1, P, G)
+def logits_first(weights: Params, hidden: Float[Array, "D P G"]) -> Float[Array, "V P G"]:
+    """`logits` with the vocabulary first, from `decode_weights`, as the sampler wants them."""
+    D, P, G = hidden.shape
+    return product("vd,dr->vr", weights["head"], hidden.reshape(D, P * G)).reshape(-1, P, G)
 
 
 def token_logprobs(
@@ -221,11 +241,26 @@ def _embed(params, config, tokens):
     return constrain(params["embedding"][tokens].astype(config.compute), "prompts")
 
 
-def _rms_norm(x, scale, config):
+def _rms_norm(x, scale, config, axis=-1):
     x32 = x.astype(jnp.float32)
-    variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x32), axis=axis, keepdims=True)
     normed = x32 * jax.lax.rsqrt(variance + config.norm_epsilon)
-    return (normed * scale.astype(jnp.float32)).astype(config.compute)
+    scale = scale.astype(jnp.float32)
+    if axis == 0:
+        scale = scale.reshape(-1, *[1] * (x.ndim - 1))
+    return (normed * scale).astype(config.compute)
+
+
+# How many leading axes of a layer's matrix are contracted with the activations.
+_CONTRACTED = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}
+
+
+def _apply(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """Contracts the last axes of the weight with the leading ones of x [..., P, G]."""
+    contracted = x.ndim - 2
+    kept = weight.shape[: weight.ndim - contracted]
+    flat = weight.reshape(math.prod(kept), -1)
+    return (flat @ x.reshape(flat.shape[1], -1)).reshape(*kept, *x.shape[-2:])
 
 
 def _matmul(x: jax.Array, weight: jax.Array, contracted: int = 1) -> jax.Array:

@@ -5,6 +5,7 @@ where its prompt stands in the batch nor on the mesh, and a resumed run needs th
 """
 
 import dataclasses
+import itertools
 from functools import partial
 
 import jax
@@ -57,12 +58,12 @@ class SamplingConfig:
     prompt_tokens: int  # S, the longest prompt
     response_tokens: int  # T, the longest response, stop token included
     temperature: float = 1.0  # 0: greedy
-    cache_block: int = 32  # the decoder's cache is read in blocks of so many positions
+    cache_tokens: int = 64  # the decoder's cache begins with so many positions, then doubles
     shrink: float = 0.5  # finished rows leave the batch when it shrinks by this; 1: never
     compute_dtype: Dtype | None = None  # of weights and activations; None: as in training
 
     def __post_init__(self):
-        for name in ("group", "prompt_tokens", "response_tokens", "cache_block"):
+        for name in ("group", "prompt_tokens", "response_tokens", "cache_tokens"):
             require(getattr(self, name) >= 1, f"config.sampling.{name} must be at least 1.")
         require(self.temperature >= 0, "config.sampling.temperature must not be negative.")
         require(0 < self.shrink <= 1, "config.sampling.shrink must be above 0 and at most 1.")
@@ -135,11 +136,11 @@ def rollout(
         caches=prompt_caches,
     )
     rows = _first_rows(prompts, key, limits, sampling, D, pad)
-    scores = model.logits_first(weights["head"], hidden[:, None])
+    scores = model.logits_first(weights, hidden.T[..., None])
     scores = jnp.broadcast_to(scores, (scores.shape[0], P, G))
     rows = _sample(rows, scores, jnp.int32(0), sampling.temperature, stop, pad)
-    caches = model.empty_caches(config, P, G, max(T - 1, 1), sampling.cache_block)
-    step, caches = jnp.int32(1), [_pin(cache) for cache in caches]
+    caches = model.empty_caches(config, P, G, max(T - 1, 1), sampling.cache_tokens)
+    step, caches = jnp.int32(1), jax.tree.map(_pin, caches)
     finished = rows  # in the order of the batch; rows that leave the grid are written here
 
     def decode(state, tiles):
@@ -147,7 +148,7 @@ def rollout(
         hidden, caches = model.decode(
             weights, config, rows.token, step - 1, tiles.lengths, tiles.caches, caches
         )
-        scores = model.logits_first(weights["head"], hidden)
+        scores = model.logits_first(weights, hidden)
         return step + 1, _sample(rows, scores, step, sampling.temperature, stop, pad), caches
 
     def goes_on(state, tiles, smaller):
@@ -169,9 +170,7 @@ def rollout(
         if smaller is not None:
             packing = pack(by_shard(tiles.prompt, D), by_shard(rows.running, D), P // D, smaller)
             rows, tiles = _repack(rows, tiles, packing)
-            filled = (step - 2) // sampling.cache_block + 1
-            take = partial(take_rows, packing=packing)
-            caches = [_pin(cache.regroup(take, filled)) for cache in caches]
+            caches = _regroup(caches, packing, step - 1)
     return Rollout(finished.tokens, finished.logprobs, finished.lengths, finished.stopped)
 
 
@@ -246,5 +245,20 @@ def _repack(rows: _Rows, tiles: _Tiles, packing: Packing) -> tuple[_Rows, _Tiles
     return rows, jax.tree.map(lambda x: take_tiles(x, packing), tiles)
 
 
-def _pin(cache: Cache) -> Cache:
-    return jax.tree.map(lambda x: constrain(x, None, "prompts", "kv_heads"), cache)
+def _regroup(caches: list[list[Cache]], packing: Packing, filled) -> list[list[Cache]]:
+    """The caches of the rows in the next grid; of `filled` positions, the others stay empty."""
+    take = partial(take_rows, packing=packing)
+
+    def one(cache, begin):
+        shapes = jax.eval_shape(lambda cache: cache.regroup(take), cache)
+        empty = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # noqa: E731
+        new = jax.lax.cond(filled > begin, lambda: cache.regroup(take), empty)
+        return jax.tree.map(_pin, new)
+
+    ends = itertools.accumulate((cache.size for cache in caches[0]), initial=0)
+    begins = list(ends)[:-1]
+    return [[one(*pair) for pair in zip(layer, begins, strict=True)] for layer in caches]
+
+
+def _pin(x: jax.Array) -> jax.Array:
+    return constrain(x, "prompts", "kv_heads")

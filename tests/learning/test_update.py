@@ -193,6 +193,29 @@ def test_the_samplers_logprobs_are_compared_with_the_trainers(params):
     np.testing.assert_allclose(stats["logprob_gap"], 0.5, atol=1e-5)
 
 
+@pytest.mark.parametrize("cap", [1e9, 1.2])
+def test_truncated_importance_weights_count_each_token_by_its_ratio(params, cap):
+    exact = trainer_logprobs(params)
+    sampled = exact + RNG.normal(scale=0.5, size=exact.shape).astype(np.float32)
+    batch = jax.tree.map(jnp.asarray, BATCH.replace(sampled=sampled))
+    ratio = np.minimum(np.exp(exact - sampled), cap)
+    assert (ratio == cap).any() == (cap < 2)
+
+    def expected(params):
+        hidden = model.forward(params, DEVICE, PROMPTS.tokens, PROMPTS.lengths, RESPONSES)
+        logprobs = model.token_logprobs(params, DEVICE, hidden, RESPONSES)
+        real = np.arange(T) < LENGTHS[..., None]
+        return -(WEIGHTS[..., None] * jnp.where(real, ratio * logprobs, 0)).sum()
+
+    ours, _ = gradient_of(params, batch, config=DEVICE, micro_prompts=P, importance_cap=cap)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), ours, jax.grad(expected)(params))
+
+
+def trainer_logprobs(params):
+    hidden = model.forward(params, DEVICE, PROMPTS.tokens, PROMPTS.lengths, RESPONSES)
+    return np.asarray(model.token_logprobs(params, DEVICE, hidden, RESPONSES))
+
+
 def test_the_learning_rate_warms_up_and_decays():
     cosine = learning_rate(OptimizerConfig(rate=2.0, schedule="cosine", warmup_steps=4), 20)
     assert [float(cosine(s)) for s in (0, 2, 4, 12, 20)] == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)

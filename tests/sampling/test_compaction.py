@@ -22,15 +22,15 @@ from offload_jax.sharding import MeshConfig, make_mesh, place
 DEVICE = DeviceConfig(
     vocabulary=30, width=16, layers=2, heads=4, kv_heads=2, head_size=6, mlp=20, rope_base=100.0
 )
-P, G, S, T = 8, 8, 4, 24
+P, G, S, T = 8, 8, 4, 20
 RNG = np.random.default_rng(3)
 PROMPTS = PromptBatch(
     np.arange(P, dtype=np.int32) + 5,
     RNG.integers(2, 30, (P, S)).astype(np.int32),
     RNG.integers(1, S + 1, P).astype(np.int32),
 )
-SAMPLING = SamplingConfig(group=G, prompt_tokens=S, response_tokens=T, cache_block=4)
-LIMITS = np.minimum(RNG.geometric(1 / 6, (P, G)), T).astype(np.int32)
+SAMPLING = SamplingConfig(group=G, prompt_tokens=S, response_tokens=T, cache_tokens=4)
+LIMITS = np.minimum(RNG.geometric(1 / 5, (P, G)), T).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def same(one, other):
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("shrink", [0.75, 0.5, 0.3])
+@pytest.mark.parametrize("shrink", [0.6, 0.3])
 def test_dropping_finished_rows_changes_no_response(params, shrink):
     same(sample(params, shrink=shrink), sample(params, shrink=1.0))
 

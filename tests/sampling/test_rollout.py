@@ -19,7 +19,7 @@ P, G, S, T, STOP, PAD = 4, 3, 5, 10, 1, 0
 LENGTHS = np.array([2, 5, 1, 4], np.int32)
 TOKENS = np.random.default_rng(0).integers(2, 12, (P, S)).astype(np.int32)
 PROMPTS = PromptBatch(np.array([7, 3, 100, 41], np.int32), TOKENS, LENGTHS)
-SAMPLING = SamplingConfig(group=G, prompt_tokens=S, response_tokens=T, cache_block=4)
+SAMPLING = SamplingConfig(group=G, prompt_tokens=S, response_tokens=T, cache_tokens=4)
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +93,13 @@ def test_a_response_depends_on_neither_place_nor_company_of_its_prompt(params):
     np.testing.assert_array_equal(bigger_group.tokens[:, :G], rolled.tokens)
 
 
-def test_padding_and_cache_blocks_change_nothing(params):
+def test_padding_and_cache_tokenss_change_nothing(params):
     rolled = sample(params)
     wide = np.concatenate([TOKENS, np.full((P, 3), 9, np.int32)], axis=1)
     wide[0, 2:] = 5
     padded = sample(params, PromptBatch(PROMPTS.ids, wide, LENGTHS))
     np.testing.assert_array_equal(padded.tokens, rolled.tokens)
-    np.testing.assert_array_equal(sample(params, cache_block=T).tokens, rolled.tokens)
+    np.testing.assert_array_equal(sample(params, cache_tokens=T).tokens, rolled.tokens)
 
 
 def test_greedy_takes_the_likeliest_token_of_the_full_forward(params):
@@ -145,6 +145,13 @@ def test_stopping_early_changes_nothing_that_came_before(params):
     mask = real(stopped)
     np.testing.assert_array_equal(stopped.tokens[mask], endless.tokens[mask])
     np.testing.assert_allclose(stopped.logprobs[mask], endless.logprobs[mask], atol=1e-6)
+
+
+def test_a_bfloat16_sampler_stays_near_the_trainer_and_reports_its_own_logprobs(params):
+    rolled = sample(params, compute_dtype="bfloat16")
+    expected = trainer_logprobs(params, rolled.tokens, 1.0)
+    gap = np.abs(rolled.logprobs - np.where(real(rolled), expected, 0))
+    assert 1e-4 < gap.max() < 0.5
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 2), (2, 2, 2)])

@@ -19,7 +19,7 @@ OVERRIDES = {
     "task.train": 40, "task.validation": 8, "task.test": 8,
     "device.width": 16, "device.layers": 1, "device.heads": 2, "device.kv_heads": 1,
     "device.head_size": 8, "device.mlp": 16,
-    "sampling.response_tokens": 48, "sampling.group": 2, "sampling.cache_block": 48,
+    "sampling.response_tokens": 48, "sampling.group": 2, "sampling.cache_tokens": 48,
     "start.steps": 4, "start.late_steps": 2,
     "start.traces.max_tokens": 48, "start.late_traces.max_tokens": 48,
     "start.batch.prompts": 8, "start.batch.micro_prompts": 8, "start.batch.length_buckets": 1,
