@@ -170,7 +170,9 @@ def rollout(
         if smaller is not None:
             packing = pack(by_shard(tiles.prompt, D), by_shard(rows.running, D), P // D, smaller)
             rows, tiles = _repack(rows, tiles, packing)
-            caches = _regroup(caches, packing, step - 1)
+            # Where nothing runs any more there is nothing to move.
+            filled = jnp.where(jnp.any(rows.running), step - 1, 0)
+            caches = _regroup(caches, packing, filled)
     return Rollout(finished.tokens, finished.logprobs, finished.lengths, finished.stopped)
 
 
