@@ -63,8 +63,8 @@ def workload_of(config, quick: bool) -> Workload:
     if quick:
         batch, sampling = sections["batch"], sections["sampling"]
         sections["device"].layers = min(sections["device"].layers, 2)
-        batch.prompts = batch.micro_prompts * 4
-        sampling.update({"response_tokens": min(sampling.response_tokens, 16), "shrink": 0.5})
+        batch.prompts = batch.micro_prompts * 2
+        sampling.update({"response_tokens": min(sampling.response_tokens, 8), "shrink": 0.5})
     return parse(Workload, sections)
 
 

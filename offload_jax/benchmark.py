@@ -80,7 +80,7 @@ def machine_limits(workload: Workload, params: Params) -> tuple[Limits, list[Row
 
     def rate(rows: int, matrices: list[jax.Array]) -> tuple[float, float]:
         inputs = {m.shape[1]: jnp.ones((m.shape[1], rows), device.compute) for m in matrices}
-        seconds = _best(lambda: products(inputs, matrices), budget=2.0)
+        seconds = _best(lambda: products(inputs, matrices), budget=1.0)
         return 2 * rows * sum(m.size for m in matrices) / seconds, seconds
 
     results = {
@@ -90,7 +90,7 @@ def machine_limits(workload: Workload, params: Params) -> tuple[Limits, list[Row
     }
     size = 2**28 if device.width > 256 else 2**26
     big = jnp.ones(size, jnp.float32)
-    read = _best(lambda: jnp.sum(big), budget=2.0)
+    read = _best(lambda: jnp.sum(big), budget=1.0)
     limits = Limits(max(r for r, _ in results.values()), 4 * size / read)
     rows = [
         {"name": name, "seconds": seconds, "gflops": flops / 1e9, "share": flops / limits.matmul}
@@ -181,7 +181,8 @@ class _Bench:
 
             seconds = _best(run, repeats=2)
             whole = whole or seconds
-            flops = 6 * count_params(work.device) * kept * (S + G * T)
+            head, layers = self._sizes()
+            flops = 6 * kept * (layers * (S + G * T) + head * G * T)
             row = {
                 "name": f"update, {kept} of {P} prompts with a gradient",
                 "seconds": seconds,
@@ -201,8 +202,7 @@ class _Bench:
         """
         device, P = self.workload.device, self.workload.batch.prompts
         S, R = self.workload.sampling.prompt_tokens, P * self.workload.sampling.group
-        head = device.vocabulary * device.width
-        layers = count_params(device) - head * (1 if device.tied_embeddings else 2)
+        head, layers = self._sizes()
         item = device.compute.itemsize
         bound = max(
             2 * (layers * P * S + head * P) / self.limits.matmul,
@@ -217,6 +217,12 @@ class _Bench:
                 )
         require(len(running) < T and max(running) <= R, "more rows or steps than the rollout has")
         return bound
+
+    def _sizes(self) -> tuple[int, int]:
+        """Numbers in the head, and in all weights but head and embedding."""
+        device = self.workload.device
+        head = device.vocabulary * device.width
+        return head, count_params(device) - head * (1 if device.tied_embeddings else 2)
 
     def _cache_bytes(self) -> int:
         device = self.workload.device
