@@ -15,9 +15,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments.flags import parser
-from offload_jax.benchmark import Row, Workload, benchmark
+from offload_jax.benchmark import Row, Workload, benchmark, check_shards
+from offload_jax.device.params import param_shardings
 from offload_jax.settings import parse
-from offload_jax.sharding import make_mesh, split_cpu
+from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/benchmark.py", "The workload, or an experiment."
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> None:
         workload = workload_of(CONFIG.value, QUICK.value)
         split_cpu(workload.mesh)
         mesh = make_mesh(workload.mesh)
+        check_shards(workload, prompt_shards(mesh))
+        param_shardings(workload.device, mesh)  # raises where a weight does not divide
         if JSONL.value:
             Path(JSONL.value).write_text("")
     except (OSError, ValueError) as error:

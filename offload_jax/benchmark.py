@@ -47,6 +47,20 @@ class Workload:
         )
 
 
+def check_shards(workload: Workload, shards: int) -> None:
+    """Checks that the micro-batches, and with them all prompts, divide over the mesh.
+
+    Raises:
+        ValueError: they do not.
+    """
+    size = workload.batch.micro_prompts
+    require(
+        size % shards == 0,
+        f"config.batch.micro_prompts is {size}, which does not divide over the {shards} shards of"
+        " config.mesh (data x fsdp).",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What the machine can do."""

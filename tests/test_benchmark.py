@@ -40,9 +40,18 @@ def test_every_row_is_a_json_line_and_a_row_of_the_table(tmp_path):
     assert "tokens/s" in printed and "share of limit" in printed
 
 
-def test_a_mistake_is_one_sentence(tmp_path):
-    status, _, errors = benchmark("--config.batch.micro_prompts=3")
-    assert status == 2 and "config.batch.micro_prompts" in errors and "Traceback" not in errors
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--config.batch.micro_prompts=3"], "config.batch.micro_prompts"),
+        (["--config.mesh.cpu_devices=4"], "config.mesh"),
+        (["--config.mesh.tensor=2", "--config.mesh.cpu_devices=2"], "heads"),
+        (["--config=configs/nope.py"], "configs/nope.py"),
+    ],
+)
+def test_a_mistake_is_one_sentence(flags, named):
+    status, _, errors = benchmark(*flags)
+    assert status == 2 and named in errors and "Traceback" not in errors
 
 
 def test_an_experiments_config_is_a_workload_too():

@@ -73,7 +73,7 @@ class SamplingConfig:
 class _Rows:
     """What is known of every row of the current grid, [n, g] each (see `compaction`)."""
 
-    row: Int[Array, "n g"]  # which of the rollout's P x G rows; P x G in an empty slot
+    row: Int[Array, "n g"]  # which of its shard's rows of the batch; out of range in an empty slot
     key: Key[Array, "n g"]
     limit: Int[Array, "n g"]
     token: Int[Array, "n g"]  # the last one sampled

@@ -93,7 +93,7 @@ def test_a_response_depends_on_neither_place_nor_company_of_its_prompt(params):
     np.testing.assert_array_equal(bigger_group.tokens[:, :G], rolled.tokens)
 
 
-def test_padding_and_cache_tokenss_change_nothing(params):
+def test_padding_and_the_caches_first_stretch_change_nothing(params):
     rolled = sample(params)
     wide = np.concatenate([TOKENS, np.full((P, 3), 9, np.int32)], axis=1)
     wide[0, 2:] = 5
