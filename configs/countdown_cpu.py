@@ -66,10 +66,9 @@ def get_config(size: str = "full") -> ConfigDict:
             "steps": 120,
             "batch": {"prompts": 32, "micro_prompts": 8, "length_buckets": 1},
             "optimizer": _optimizer(rate=2e-4, schedule="cosine", warmup_steps=5),
-            "gapg": {
-                "reward": {"answer": 1.0, "call": 0.3, "format": 0.0},
-                "filter": {"enabled": True, "rho": 3 / 7, "solved": "any_correct"},
-            },
+            "objective": {"name": "gapg", "updates": 1, "clip": 0.2},
+            "reward": {"answer": 1.0, "call": 0.3, "format": 0.0},
+            "filter": {"enabled": True, "rho": 3 / 7, "solved": "any_correct"},
             "collapse_patience": 3,
         }
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import flax.struct
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from offload_jax.cloud.protocol import Cloud
 from offload_jax.tasks.task import Kind, Parsed, Prompt, Task
@@ -21,6 +21,7 @@ class Judgement:
     called: Bool[Array, "P G"]  # the response asks for the cloud
     formatted: Bool[Array, "P G"]  # the response follows the template exactly
     cloud_correct: Bool[Array, " P"]  # some response called, and the cloud's answer was right
+    cloud_tokens: Int[Array, " P"] | None = None  # of the cloud's answer, 0 where it was not asked
 
 
 def judge(
@@ -54,11 +55,13 @@ def judge(
     called = [[response.kind == Kind.CALL for response in group] for group in parsed]
     formatted = [[response.formatted for response in group] for group in parsed]
     called = np.array(called, bool).reshape(shape)
+    cloud_correct, cloud_tokens = _ask(task, cloud, prompts, called.any(axis=1) | ask_all)
     return Judgement(
         device_correct=np.array(device_correct, bool).reshape(shape),
         called=called,
         formatted=np.array(formatted, bool).reshape(shape),
-        cloud_correct=_ask(task, cloud, prompts, called.any(axis=1) | ask_all),
+        cloud_correct=cloud_correct,
+        cloud_tokens=cloud_tokens,
     )
 
 
@@ -68,17 +71,24 @@ def _is_right(task: Task, response: Parsed, prompt: Prompt) -> bool:
 
 def _ask(
     task: Task, cloud: Cloud, prompts: Sequence[Prompt], wanted: Bool[np.ndarray, " P"]
-) -> Bool[np.ndarray, " P"]:
-    """Whether the cloud is right, for wanted prompts; a prompt that occurs twice is one query."""
+) -> tuple[Bool[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+    """Whether the cloud is right, and the tokens of its answer (by the device's tokenizer).
+
+    For wanted prompts; a prompt that occurs twice is one query.
+    """
     asked = {prompt.id: prompt for prompt, want in zip(prompts, wanted, strict=True) if want}
     responses = cloud.answer(list(asked.values())) if asked else []
     if len(responses) != len(asked):
         raise ValueError(f"the cloud gave {len(responses)} responses for {len(asked)} prompts")
-    right = {
-        prompt.id: _is_right(task, task.parse(response), prompt)
-        for prompt, response in zip(asked.values(), responses, strict=True)
+    # A lone surrogate, which a hostile answer may hold, cannot be encoded.
+    texts = [response.encode("utf-8", "replace").decode("utf-8") for response in responses]
+    encoded = task.tokenizer.encode_batch(texts, add_special_tokens=False)
+    found = {
+        prompt.id: (_is_right(task, task.parse(response), prompt), len(encoding.ids))
+        for prompt, response, encoding in zip(asked.values(), responses, encoded, strict=True)
     }
-    return np.array(
-        [bool(want) and right[prompt.id] for prompt, want in zip(prompts, wanted, strict=True)],
-        bool,
-    )
+    rows = [
+        found[prompt.id] if want else (False, 0)
+        for prompt, want in zip(prompts, wanted, strict=True)
+    ]
+    return np.array([right for right, _ in rows], bool), np.array([n for _, n in rows], np.int32)

@@ -38,7 +38,8 @@ def test_each_response_is_right_or_a_call_or_neither():
     np.testing.assert_array_equal(judgement.formatted, [[1, 1, 1], [0, 0, 1]])
     np.testing.assert_array_equal(judgement.cloud_correct, [1, 1])
     assert not (judgement.device_correct & judgement.called).any()
-    assert all(getattr(judgement, name).dtype == bool for name in judgement.__dataclass_fields__)
+    for name in ("device_correct", "called", "formatted", "cloud_correct"):
+        assert getattr(judgement, name).dtype == bool
 
 
 def test_the_cloud_is_asked_once_per_prompt_with_a_call_in_one_batch():
@@ -75,3 +76,10 @@ def test_ragged_groups_and_missing_responses_are_clear_errors():
     silent = type("Silent", (), {"answer": lambda self, prompts: []})()
     with pytest.raises(ValueError, match="the cloud gave 0 responses for 1 prompts"):
         judge(_TASK, silent, _prompts(0), [[_CALL]])
+
+
+def test_the_clouds_tokens_are_counted_where_it_was_asked():
+    cloud = _Cloud({0: "<answer> 3 * 7 + 25 </answer>", 1: "\ud800 a lone surrogate"})
+    judged = judge(_TASK, cloud, _prompts(0, 1, 2), [[_CALL], [_CALL], [_WRONG]])
+    assert judged.cloud_tokens.tolist() == [7, 4, 0]
+    assert judged.cloud_correct.tolist() == [True, False, False]

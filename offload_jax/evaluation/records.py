@@ -6,6 +6,7 @@ questioned, or cut another way, long after the run.
 
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from offload_jax.evaluation.jsonl import read_lines, write_lines
 
@@ -39,6 +40,15 @@ class Record:
         cloud_correct: the cloud's answer is right; None where the cloud was not asked.
         device_tokens: number of tokens the device generated.
         prompt_tokens: number of tokens of the prompt in the device's template.
+        logprob: mean log-probability per response token, in nats, at temperature 1.
+        p_call: P(call) at the decision point, sigma(log pi(call marker) - log pi(opening of an
+            answer)); None where it was not computed.
+        agreement: self-consistency, the share of k sampled responses that agree with the most
+            frequent answer; None where none were sampled.
+        cloud_tokens: number of tokens of the cloud's answer; None where it was not asked.
+        device_seconds: time of the device's attempt.
+        cloud_seconds: time of the cloud's answer; None where it was not asked.
+        cost: dollars of the cloud's answer; None where it was not asked.
     """
 
     prompt_id: int
@@ -56,6 +66,13 @@ class Record:
     cloud_correct: bool | None
     device_tokens: int
     prompt_tokens: int
+    logprob: float
+    p_call: float | None
+    agreement: float | None
+    cloud_tokens: int | None
+    device_seconds: float
+    cloud_seconds: float | None
+    cost: float | None
 
     def __post_init__(self):
         object.__setattr__(self, "gold", _as_json(self.gold))
@@ -65,9 +82,28 @@ class Record:
                     f"a record's {name} cannot be {getattr(self, name)!r:.80}: "
                     f"it must be {_in_words(expected)}"
                 )
-        for name in ("prompt_id", "seed", "device_tokens", "prompt_tokens"):
-            if getattr(self, name) < 0:
+            # A whole number of seconds is a float too, and is read back from disk as one.
+            if float in (expected, *typing.get_args(expected)) and getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+        self._check_ranges()
+        self._check_kind()
+
+    def _check_ranges(self):
+        for name in (*_COUNTS, "device_seconds", *_CLOUD_AMOUNTS):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"a record's {name} cannot be negative: {getattr(self, name)}")
+        for name in ("p_call", "agreement"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ValueError(
+                    f"a record's {name} must lie between 0 and 1, not {getattr(self, name)}"
+                )
+        for name in _CLOUD_AMOUNTS:
+            if self.cloud_correct is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"a record whose cloud was not asked cannot have {name}={getattr(self, name)}"
+                )
+
+    def _check_kind(self):
         if self.called != (self.kind == "call"):
             raise ValueError(f"a record of kind {self.kind!r} cannot have called={self.called}")
         if (self.answer is not None) != (self.kind == "answer"):
@@ -79,6 +115,9 @@ class Record:
 
 
 _TYPES = typing.get_type_hints(Record)
+_CLOUD_AMOUNTS = ("cloud_tokens", "cloud_seconds", "cost")
+_FLOATS = ("logprob", "p_call", "agreement", "device_seconds", *_CLOUD_AMOUNTS)
+_COUNTS = ("prompt_id", "seed", "device_tokens", "prompt_tokens")
 
 
 def _as_json(gold: Mapping[str, Any]) -> Any:
@@ -99,10 +138,25 @@ def _fits(value: Any, expected: Any) -> bool:
         return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if expected is float:
+        return _is_finite(value)
     return isinstance(value, origin or expected)
 
 
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return False
+
+
 def _in_words(expected: Any) -> str:
+    if expected is float:
+        return "a finite number"
+    if typing.get_origin(expected) is types.UnionType:
+        return " or ".join(map(_in_words, typing.get_args(expected))).replace("NoneType", "None")
     if typing.get_origin(expected) is Literal:
         return " or ".join(repr(option) for option in typing.get_args(expected))
     return expected.__name__ if isinstance(expected, type) else str(expected)
@@ -143,6 +197,13 @@ class Columns:
         cloud_known: whether the cloud was asked.
         cloud_correct: the cloud's answer is right; False where it is not known.
         device_tokens: number of tokens generated.
+        logprob: mean log-probability per response token, in nats.
+        p_call: P(call) at the decision point; NaN where it was not computed.
+        agreement: self-consistency; NaN where it was not sampled.
+        cloud_tokens: tokens of the cloud's answer; NaN where it is not known.
+        device_seconds: time of the device's attempt.
+        cloud_seconds: time of the cloud's answer; NaN where it is not known.
+        cost: dollars of the cloud's answer; NaN where it is not known.
     """
 
     policy: str
@@ -152,6 +213,13 @@ class Columns:
     cloud_known: Bool[np.ndarray, " n"]
     cloud_correct: Bool[np.ndarray, " n"]
     device_tokens: Int[np.ndarray, " n"]
+    logprob: Float[np.ndarray, " n"]
+    p_call: Float[np.ndarray, " n"]
+    agreement: Float[np.ndarray, " n"]
+    cloud_tokens: Float[np.ndarray, " n"]
+    device_seconds: Float[np.ndarray, " n"]
+    cloud_seconds: Float[np.ndarray, " n"]
+    cost: Float[np.ndarray, " n"]
 
 
 def columns(records: Sequence[Record]) -> Columns:
@@ -178,13 +246,16 @@ def columns(records: Sequence[Record]) -> Columns:
         cloud_known=np.array([record.cloud_correct is not None for record in records], bool),
         cloud_correct=np.array([record.cloud_correct is True for record in records], bool),
         device_tokens=np.array([record.device_tokens for record in records], np.int64),
+        # float64 turns None into NaN
+        **{name: np.array([getattr(r, name) for r in records], np.float64) for name in _FLOATS},
     )
 
 
 def share_cloud(first: Columns, second: Columns) -> tuple[Columns, Columns]:
     """Gives each policy the cloud answers that the other one's records hold.
 
-    The cloud is deterministic per prompt, so an answer is the prompt's, whoever asked for it.
+    The cloud is deterministic per prompt, so an answer is the prompt's, whoever asked for it; its
+    tokens, seconds and dollars go with it where a policy's own records do not tell them.
     Raises ValueError where the prompts differ, or where the two disagree about an answer.
     """
     check_same_prompts(first, second)
@@ -195,11 +266,20 @@ def share_cloud(first: Columns, second: Columns) -> tuple[Columns, Columns]:
             f"the records of {first.policy} and {second.policy} disagree on whether the cloud "
             f"solves prompt {conflict[0]}: they come from different clouds"
         )
-    merged = {
-        "cloud_known": first.cloud_known | second.cloud_known,
-        "cloud_correct": first.cloud_correct | second.cloud_correct,
-    }
-    return dataclasses.replace(first, **merged), dataclasses.replace(second, **merged)
+    return _filled(first, second), _filled(second, first)
+
+
+def _filled(own: Columns, other: Columns) -> Columns:
+    amounts = {}
+    for name in _CLOUD_AMOUNTS:
+        known, lent = getattr(own, name), getattr(other, name)
+        amounts[name] = np.where(np.isnan(known), lent, known)
+    return dataclasses.replace(
+        own,
+        cloud_known=own.cloud_known | other.cloud_known,
+        cloud_correct=own.cloud_correct | other.cloud_correct,
+        **amounts,
+    )
 
 
 def check_same_prompts(first: Any, second: Any) -> None:

@@ -1,6 +1,7 @@
 """AdamW with schedule and clipping, from optax."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 import optax
@@ -32,6 +33,7 @@ class OptimizerConfig:
             require(0 <= value < 1, f"{name} is {value}; it must be in [0, 1).")
 
 
+@functools.cache  # one object per setting, so that a second run finds its programs compiled
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The optimiser of a run of `steps` updates."""
     return optax.chain(

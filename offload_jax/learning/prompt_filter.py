@@ -25,7 +25,7 @@ class FilterConfig:
     def __post_init__(self):
         require(
             0 <= self.rho < math.inf,
-            f"config.learning.gapg.filter.rho is {self.rho}; it must be at least 0 and finite.",
+            f"config.learning.filter.rho is {self.rho}; it must be at least 0 and finite.",
         )
 
 

@@ -12,16 +12,16 @@ from offload_jax.settings import require
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """The paper's alphas, with answer > call > format >= 0."""
+    """The paper's alphas, with answer >= call >= format >= 0; its sweep goes to both ends."""
 
     answer: float = 1.0  # alpha_a: the device's own answer is correct
-    call: float = 0.3  # alpha_c: it called, and the cloud's answer is correct
+    call: float = 0.3  # alpha_c: it called, the cloud's answer is correct; 0: accuracy
     format: float = 0.0  # alpha_f: the format term of the paper's first version; 0: without it
 
     def __post_init__(self):
         require(
-            math.inf > self.answer > self.call > self.format >= 0,
-            "config.learning.gapg.reward must satisfy answer > call > format >= 0; it has"
+            math.inf > self.answer >= self.call >= self.format >= 0 and self.answer > 0,
+            "config.learning.reward must satisfy answer >= call >= format >= 0, answer > 0; it has"
             f" answer {self.answer}, call {self.call}, format {self.format}.",
         )
 

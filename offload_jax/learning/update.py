@@ -1,7 +1,7 @@
 """The update: ascend the weighted sum of response log-probabilities, micro-batch by micro-batch.
 
-Every objective (GAPG, supervised learning) comes down to one weight per response; this file knows
-nothing else of them.
+Every objective comes down to one weight per response and, for GRPO and its kin, a clipping range;
+this file knows nothing else of them.
 """
 
 from functools import partial
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from offload_jax.device import model
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params, param_shardings
+from offload_jax.learning.grpo import clipped_surrogate
 from offload_jax.sampling.rollout import PromptBatch
 from offload_jax.sharding import constrain, sharding_of
 
@@ -37,7 +38,7 @@ class WeightedResponses:
     tokens: Int[Array, "P G T"]
     lengths: Int[Array, "P G"]
     weights: Float[Array, "P G"]  # rows of weight zero cost nothing if their whole group is zero
-    sampled: Float[Array, "P G T"] | None = None  # the sampler's log-probs, to compare
+    sampled: Float[Array, "P G T"] | None = None  # the sampler's log-probs: pi_old
 
 
 def init_state(
@@ -66,6 +67,8 @@ def init_state(
         "micro_prompts",
         "length_buckets",
         "importance_cap",
+        "clip",
+        "repeats",
     ),
     donate_argnames="state",
 )
@@ -79,8 +82,10 @@ def update(
     micro_prompts: int,
     length_buckets: int = 1,
     importance_cap: float | None = None,
+    clip: float | None = None,
+    repeats: int = 1,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One optimiser step on `-sum(weights * log pi(response))`.
+    """Optimiser steps on one batch: ascend `sum(weights * log pi(response))`, or the surrogate.
 
     Nothing is divided here, so that the size of a micro-batch does not change the gradient. If all
     weights are zero there is nothing to learn from: weights and optimiser stay as they are.
@@ -96,29 +101,37 @@ def update(
         importance_cap: if given, the gradient of each token's log-probability counts by
             min(pi_trainer / pi_sampler, cap): truncated importance sampling, for a sampler of
             lower precision than the trainer.
+        clip: if given, GRPO's clipped surrogate is ascended instead (`grpo.clipped_surrogate`).
+        repeats: optimiser steps on this batch; the state's step counts it once.
 
     Returns:
-        The next state; metrics: the loss, the gradient's norm, the number of prompts computed on
-        and, where the sampler's log-probs are given, their largest difference from the trainer's.
+        The next state; metrics of the first optimiser step: the loss, the gradient's norm, the
+        number of prompts computed on and, where the sampler's log-probs are given, their largest
+        difference from the trainer's; with `clip`, the share of tokens clipped in the last one.
     """
-    gradient, stats = gradient_of(
-        state.params,
-        batch,
-        config=config,
-        temperature=temperature,
-        micro_prompts=micro_prompts,
-        length_buckets=length_buckets,
-        importance_cap=importance_cap,
-    )
+    options = {
+        "config": config,
+        "temperature": temperature,
+        "micro_prompts": micro_prompts,
+        "length_buckets": length_buckets,
+        "importance_cap": importance_cap,
+        "clip": clip,
+    }
 
-    def apply():
-        updates, new = optimizer.update(gradient, state.optimizer, state.params)
-        return optax.apply_updates(state.params, updates), new
+    def one(carry, _):
+        params, opt = carry
+        gradient, stats = gradient_of(params, batch, **options)
 
-    learnt = stats["prompts_computed"] > 0
-    params, opt = jax.lax.cond(learnt, apply, lambda: (state.params, state.optimizer))
-    metrics = {"gradient_norm": optax.tree.norm(gradient), **stats}
-    return TrainState(params, opt, state.step + 1), metrics
+        def apply():
+            updates, new = optimizer.update(gradient, opt, params)
+            return optax.apply_updates(params, updates), new
+
+        carry = jax.lax.cond(stats["prompts_computed"] > 0, apply, lambda: (params, opt))
+        return carry, {"gradient_norm": optax.tree.norm(gradient), **stats}
+
+    carry, metrics = jax.lax.scan(one, (state.params, state.optimizer), length=repeats)
+    metrics = {name: x[-1 if name == "clipped" else 0] for name, x in metrics.items()}
+    return TrainState(*carry, state.step + 1), metrics
 
 
 def gradient_of(
@@ -130,8 +143,11 @@ def gradient_of(
     micro_prompts: int,
     length_buckets: int = 1,
     importance_cap: float | None = None,
+    clip: float | None = None,
 ) -> tuple[Params, dict[str, Float[Array, ""]]]:
-    """Gradient of `-sum(weights * log pi(response))`, float32, and statistics.
+    """Gradient of `-sum(weights * log pi(response))` or of minus the surrogate, and statistics.
+
+    Float32; the arguments are those of `update`.
 
     Groups without a weight come first in the order and are skipped; the others are sorted by their
     longest response, and each bucket of lengths has its own loop, so that short responses are not
@@ -140,7 +156,11 @@ def gradient_of(
     batch, needed = _in_micro_batches(batch, micro_prompts)
     T = batch.tokens.shape[-1]
     loss = partial(
-        _micro_loss, config=config, temperature=temperature, importance_cap=importance_cap
+        _micro_loss,
+        config=config,
+        temperature=temperature,
+        importance_cap=importance_cap,
+        clip=clip,
     )
 
     def accumulate(m, carry, length):
@@ -150,9 +170,17 @@ def gradient_of(
             params, _cut(micro, length)
         )
         gradient = jax.tree.map(lambda a, g: a + g.astype(a.dtype), gradient, micro_gradient)
-        return gradient, total + micro_loss, jax.tree.map(jnp.maximum, stats, micro_stats)
+        combined = {
+            name: jnp.maximum(x, micro_stats[name])
+            if name == "logprob_gap"
+            else x + micro_stats[name]
+            for name, x in stats.items()
+        }
+        return gradient, total + micro_loss, combined
 
-    stats = {} if batch.sampled is None else {"logprob_gap": jnp.float32(0)}
+    names = [] if batch.sampled is None else ["logprob_gap"]
+    names += [] if clip is None else ["clipped", "tokens"]
+    stats = {name: jnp.float32(0) for name in names}
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
     carry = (zeros, jnp.float32(0), stats)
     start = jnp.sum(needed <= 0)
@@ -162,25 +190,30 @@ def gradient_of(
         carry = jax.lax.fori_loop(start, end, partial(accumulate, length=length), carry)
         start = end
     gradient, total, stats = carry
+    if clip is not None:
+        stats["clipped"] /= jnp.maximum(stats.pop("tokens"), 1)
     computed = jnp.sum(needed > 0) * micro_prompts
     return gradient, {"loss": total, "prompts_computed": computed.astype(jnp.float32), **stats}
 
 
-def _micro_loss(params, batch: WeightedResponses, *, config, temperature, importance_cap):
+def _micro_loss(params, batch: WeightedResponses, *, config, temperature, importance_cap, clip):
     hidden = model.forward(
         params, config, batch.prompts.tokens, batch.prompts.lengths, batch.tokens
     )
     logprobs = model.token_logprobs(params, config, hidden, batch.tokens, temperature)
     real = jnp.arange(batch.tokens.shape[-1]) < batch.lengths[..., None]
-    stats, counted = {}, logprobs
-    if importance_cap is not None:
-        ratio = jnp.minimum(jnp.exp(logprobs - batch.sampled), importance_cap)
-        counted = jax.lax.stop_gradient(ratio) * logprobs
-    response_logprobs = jnp.where(real, counted, 0.0).sum(axis=-1)
+    stats = {}
     if batch.sampled is not None:
-        gap = jnp.where(real, jnp.abs(logprobs - batch.sampled), 0.0)
-        stats = {"logprob_gap": gap.max()}
-    return -jnp.sum(batch.weights * response_logprobs), stats
+        stats["logprob_gap"] = jnp.where(real, jnp.abs(logprobs - batch.sampled), 0.0).max()
+    if clip is not None:
+        gain, clipped = clipped_surrogate(logprobs, batch.sampled, batch.weights, clip)
+        stats |= {"clipped": jnp.sum(clipped * real), "tokens": jnp.sum(real, dtype=jnp.float32)}
+    elif importance_cap is not None:
+        ratio = jnp.minimum(jnp.exp(logprobs - batch.sampled), importance_cap)
+        gain = batch.weights[..., None] * jax.lax.stop_gradient(ratio) * logprobs
+    else:
+        gain = batch.weights[..., None] * logprobs
+    return -jnp.sum(jnp.where(real, gain, 0.0)), stats
 
 
 def _in_micro_batches(batch: WeightedResponses, micro_prompts: int):

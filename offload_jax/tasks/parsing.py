@@ -12,7 +12,8 @@ from offload_jax.tasks.task import Kind, Parsed
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
-CALL_MARKER = "<unknown> I need external assistance </unknown>"
+CALL_OPEN = "<unknown>"
+CALL_MARKER = f"{CALL_OPEN} I need external assistance </unknown>"
 
 # A decision sits at the end; the cap bounds the work on hostile text.
 _WINDOW = 4096
@@ -31,16 +32,21 @@ def parse(text: str) -> Parsed:
     `formatted` means one closed thought and then nothing but an answer or the exact marker; the
     marker may also stand without a thought.
     """
-    thought, closed, tail = text.rpartition(THINK_CLOSE)
-    tail = tail.strip()
+    thought, closed, rest = text.rpartition(THINK_CLOSE)
+    tail = rest.strip()
+    window = tail[-_WINDOW:]
+    begin = len(text) - len(rest.lstrip()) + len(tail) - len(window)  # of the window in the text
     one_thought = THINK_CLOSE not in thought
-    call_at = max((match.start() for match in _CALL.finditer(tail[-_WINDOW:])), default=-1)
-    answer_at, answer = _last_answer(tail[-_WINDOW:])
-    if answer_at > call_at:
+    answer_at, answer = _last_answer(window)
+    # The marker's tag and its sentence are one call: it begins with the first after any answer.
+    calls = [m.start() for m in _CALL.finditer(window) if m.start() > answer_at]
+    if answer_at >= 0 and not calls:
         alone = tail == f"{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
-        return Parsed(Kind.ANSWER, answer.strip(), bool(closed) and one_thought and alone)
-    if call_at >= 0:
-        return Parsed(Kind.CALL, None, one_thought and tail == CALL_MARKER)
+        return Parsed(
+            Kind.ANSWER, answer.strip(), bool(closed) and one_thought and alone, begin + answer_at
+        )
+    if calls:
+        return Parsed(Kind.CALL, None, one_thought and tail == CALL_MARKER, begin + calls[0])
     return Parsed(Kind.NEITHER, None, False)
 
 

@@ -39,11 +39,13 @@ class Parsed:
         kind: an answer, a call, or neither.
         answer: the text of the answer; None unless `kind` is ANSWER.
         formatted: the response follows the template exactly (the format reward of v1).
+        at: the character at which the answer or call begins; None if there is neither.
     """
 
     kind: Kind
     answer: str | None
     formatted: bool
+    at: int | None = None
 
 
 class Task(Protocol):
@@ -51,6 +53,7 @@ class Task(Protocol):
 
     name: str
     tokenizer: tokenizers.Tokenizer
+    openings: tuple[str, str]  # how a call and how an answer begins
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """Prompts of "train", "validation" or "test": random access, read lazily."""

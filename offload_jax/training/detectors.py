@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 ALL_CALLS = 0.99
 NO_CALLS = 0.01
 RATE = "config.learning.optimizer.rate"
-CALL_REWARD = "config.learning.gapg.reward.call"
+CALL_REWARD = "config.learning.reward.call"
 
 
 class RunError(FloatingPointError):

@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from offload_jax.device.config import DeviceConfig
-from offload_jax.learning.gapg import GapgConfig
+from offload_jax.evaluation.usage import UsageConfig
+from offload_jax.learning.objective import ObjectiveConfig
 from offload_jax.learning.optimizer import OptimizerConfig
+from offload_jax.learning.prompt_filter import FilterConfig
+from offload_jax.learning.reward import RewardConfig
 from offload_jax.sampling.rollout import SamplingConfig
 from offload_jax.settings import parse, require
 from offload_jax.sharding import MeshConfig
@@ -86,7 +89,9 @@ class LearningSettings:
     steps: int
     batch: BatchSettings
     optimizer: OptimizerConfig
-    gapg: GapgConfig = dataclasses.field(default_factory=GapgConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    filter: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     importance_cap: float | None = None  # of min(trainer / sampler, cap) per token; None: off
     collapse_patience: int = 3  # evaluations in a row with all or no calls before a warning
 
@@ -100,6 +105,7 @@ class EvaluationSettings:
     test_prompts: int
     cap: float = 0.3  # share of the prompts that the cloud may answer
     batch: int = 256  # prompts decoded at once
+    usage: UsageConfig = dataclasses.field(default_factory=UsageConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +147,11 @@ class Experiment:
             require(value >= 1, f"config.evaluation.{name} must be at least 1.")
         cap = self.learning.importance_cap
         require(cap is None or cap > 0, "config.learning.importance_cap must be positive or None.")
+        require(
+            cap is None or not self.learning.objective.clipped,
+            f"config.learning.importance_cap is {cap}; {self.learning.objective.name} has its own"
+            " importance ratio, so it must be None.",
+        )
         patience = self.learning.collapse_patience
         require(patience >= 1, "config.learning.collapse_patience must be at least 1.")
         require(self.keep_checkpoints >= 1, "config.keep_checkpoints must be at least 1.")

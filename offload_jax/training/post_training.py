@@ -1,9 +1,10 @@
-"""Post-training with GAPG: sample, judge, filter, update."""
+"""Post-training with GAPG or a rival: sample, judge, filter, update."""
 
 import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -12,7 +13,7 @@ from offload_jax.device.params import Params
 from offload_jax.evaluation.evaluate import evaluate
 from offload_jax.evaluation.metrics import summary
 from offload_jax.judging import Judgement, judge
-from offload_jax.learning.gapg import Gapg, gapg
+from offload_jax.learning.objective import Learnt, learn
 from offload_jax.learning.optimizer import make_optimizer
 from offload_jax.learning.update import TrainState, WeightedResponses, init_state, update
 from offload_jax.sampling.rollout import Rollout, step_key
@@ -23,15 +24,20 @@ from offload_jax.training.data import training_batches
 from offload_jax.training.experiment import Experiment
 from offload_jax.training.loop import Metrics, Stage
 
-jit_gapg = jax.jit(gapg, static_argnames="config")
+jit_learn = jax.jit(learn, static_argnames=("objective", "reward", "filter", "T"))
 
 
-def gapg_stage(
-    experiment: Experiment, sampler: Sampler, cloud: Cloud, warn: Callable[[], str | None]
+def post_training_stage(
+    experiment: Experiment,
+    sampler: Sampler,
+    cloud: Cloud,
+    name: str,
+    warn: Callable[[], str | None],
 ) -> Stage:
-    """The stage that teaches the device LLM to solve and to call."""
+    """The stage that teaches the device LLM to solve and to call, under the policy's `name`."""
     settings = experiment.learning
-    optimizer = make_optimizer(settings.optimizer, settings.steps)
+    objective = settings.objective
+    optimizer = make_optimizer(settings.optimizer, settings.steps * objective.updates)
     P = settings.batch.prompts
     batches = training_batches(sampler.task.prompts("train"), P, experiment.seed + 1)
     held_out = sampler.task.prompts("validation")[: experiment.evaluation.validation_prompts]
@@ -49,8 +55,15 @@ def gapg_stage(
         clock.lap("judge")
         # Sample keys fold in prompt ids, which are never negative: -1 is the filter's own stream.
         filter_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
-        learnt = jit_gapg(
-            place(sampler.mesh, judgement, "prompts"), batch.ids, filter_key, config=settings.gapg
+        learnt = jit_learn(
+            place(sampler.mesh, judgement, "prompts"),
+            rollout.lengths,
+            batch.ids,
+            filter_key,
+            objective=objective,
+            reward=settings.reward,
+            filter=settings.filter,
+            T=sampler.sampling.response_tokens,
         )
         weighted = WeightedResponses(
             batch, rollout.tokens, rollout.lengths, learnt.weights, rollout.logprobs
@@ -64,6 +77,8 @@ def gapg_stage(
             micro_prompts=settings.batch.micro_prompts,
             length_buckets=settings.batch.length_buckets,
             importance_cap=settings.importance_cap,
+            clip=objective.clip if objective.clipped else None,
+            repeats=objective.updates,
         )
         stats, learnt = jax.device_get((stats, learnt))
         clock.lap("update")
@@ -79,12 +94,13 @@ def gapg_stage(
             policy="validation",
             seed=experiment.seed,
             batch=experiment.evaluation.batch,
+            usage=experiment.evaluation.usage,
         )
         values = summary(records, experiment.evaluation.cap, experiment.seed)
         return {f"validation/{name}": value for name, value in values.items()}
 
     return Stage(
-        name="gapg",
+        name=name,
         steps=settings.steps,
         every=experiment.evaluation.every,
         step=step,
@@ -95,13 +111,15 @@ def gapg_stage(
     )
 
 
-def init_gapg(experiment: Experiment, params: Params, mesh: Mesh) -> TrainState:
-    """Step 0 of post-training: the start's weights, a fresh optimiser."""
-    optimizer = make_optimizer(experiment.learning.optimizer, experiment.learning.steps)
+def init_post_training(experiment: Experiment, params: Params, mesh: Mesh) -> TrainState:
+    """Step 0 of post-training: a copy of the start's weights, a fresh optimiser."""
+    params = jax.tree.map(jnp.copy, params)  # the update donates its state; others start here too
+    settings = experiment.learning
+    optimizer = make_optimizer(settings.optimizer, settings.steps * settings.objective.updates)
     return init_state(params, optimizer, experiment.device, mesh)
 
 
-def batch_metrics(rollout: Rollout, judgement: Judgement, learnt: Gapg) -> Metrics:
+def batch_metrics(rollout: Rollout, judgement: Judgement, learnt: Learnt) -> Metrics:
     """What one training batch looked like; host arrays in, means over all responses out."""
     calls = judgement.called.sum()
     cloud_right = (judgement.called & judgement.cloud_correct[:, None]).sum()

@@ -1,6 +1,7 @@
 """The main job: data, supervised start, post-training, evaluation, table and plots."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from offload_jax.cloud.protocol import Cloud
 from offload_jax.device.params import Params, param_shardings
 from offload_jax.evaluation.evaluate import evaluate
 from offload_jax.evaluation.plots import plot_curves
-from offload_jax.evaluation.records import read_records, write_records
+from offload_jax.evaluation.records import Record, read_records, write_records
 from offload_jax.evaluation.table import build_table, markdown, terminal
 from offload_jax.learning.update import TrainState
 from offload_jax.sampling.sampler import Sampler
@@ -23,11 +24,9 @@ from offload_jax.training.detectors import collapse
 from offload_jax.training.experiment import Experiment, check_devices
 from offload_jax.training.logging import RunLog, read_metrics
 from offload_jax.training.loop import Stage, run_stage
-from offload_jax.training.post_training import gapg_stage, init_gapg
+from offload_jax.training.post_training import init_post_training, post_training_stage
 from offload_jax.training.start import init_start, start_stage
 from offload_jax.training.workdir import Workdir, open_workdir
-
-POLICIES = ("start", "gapg")  # what is tested, in order; a stage of training makes each
 
 
 def run(experiment: Experiment, path: str | Path, console: rich.console.Console) -> None:
@@ -42,29 +41,42 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
     check_devices(experiment, prompt_shards(mesh))
     param_shardings(experiment.device, mesh)
     workdir = open_workdir(path, experiment)
-    if all(workdir.records(policy).exists() for policy in POLICIES):
+    if all(workdir.records(policy).exists() for policy in policies(experiment)):
         console.print(f"This run is finished: {workdir.path}. A new --workdir starts another.")
     else:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "cache"))
         with jax.set_mesh(mesh), RunLog(workdir.path) as log:
-            _Job(experiment, workdir, log, mesh).run()
+            _run(Job(experiment, workdir, log, mesh))
     report(experiment, workdir, console)
+
+
+def policies(experiment: Experiment) -> tuple[str, str]:
+    """What is tested, in order; a stage of training makes each."""
+    return "start", experiment.learning.objective.name
+
+
+def _run(job: "Job") -> None:
+    start, trained = policies(job.experiment)
+    params = job.start()
+    job.test(start, params)
+    job.test(trained, job.post_train(trained, params, job.experiment))
 
 
 def report(experiment: Experiment, workdir: Workdir, console: rich.console.Console) -> None:
     """Makes table and plot from records and metrics alone, and prints the table."""
-    records = [read_records(workdir.records(policy)) for policy in POLICIES]
-    table = build_table(*records, cap=experiment.evaluation.cap, seed=experiment.seed)
+    names, cap = policies(experiment), experiment.evaluation.cap
+    records = [read_records(workdir.records(policy)) for policy in names]
+    table = build_table(*records, cap=cap, seed=experiment.seed)
     rows = read_metrics(workdir / "metrics.jsonl")
-    plot_curves(rows, workdir / "curves.png", cap=experiment.evaluation.cap)
+    plot_curves(rows, workdir / "curves.png", stage=names[1], cap=cap)
     (workdir / "table.md").write_text(markdown(table), encoding="utf-8")
     for part in terminal(table):
         console.print(part)
     console.print(f"Records, metrics, checkpoints, table.md and curves.png are in {workdir.path}")
 
 
-class _Job:
-    """The parts of one run, and its stages in order."""
+class Job:
+    """Stages and tests of one workdir; each goes on where it was, or finds itself done."""
 
     def __init__(
         self, experiment: Experiment, workdir: Workdir, log: RunLog, mesh: jax.sharding.Mesh
@@ -80,22 +92,52 @@ class _Job:
         self.sampler = Sampler(task, experiment.device, experiment.sampling, mesh)
         cloud = {k: v for k, v in dataclasses.asdict(experiment.cloud).items() if k != "kind"}
         self.cloud: Cloud = make_cloud(experiment.cloud.kind, task, **cloud)
+        self._check_prompts()
 
-    def run(self) -> None:
-        experiment = self.experiment
-        self.check_prompts()
-        start = self.stage(
-            start_stage(experiment, self.sampler),
-            init_start(experiment, self.sampler, self.mesh),
-        )
-        self.test("start", start.params)
-        end = self.stage(
-            gapg_stage(experiment, self.sampler, self.cloud, self.collapse_warning),
-            init_gapg(experiment, start.params, self.mesh),
-        )
-        self.test("gapg", end.params)
+    def start(self) -> Params:
+        """The device LLM before post-training."""
+        state = init_start(self.experiment, self.sampler, self.mesh)
+        return self._stage(start_stage(self.experiment, self.sampler), state).params
 
-    def check_prompts(self) -> None:
+    def post_train(self, name: str, params: Params, experiment: Experiment) -> Params:
+        """The device LLM after post-training as a policy called `name`.
+
+        Args:
+            name: of the stage, its checkpoints and metrics.
+            params: where it starts from.
+            experiment: this job's, or one that differs from it in what post-training reads.
+        """
+        sampler = dataclasses.replace(self.sampler, sampling=experiment.sampling)
+        warn = partial(self._collapse_warning, name)
+        stage = post_training_stage(experiment, sampler, self.cloud, name, warn)
+        return self._stage(stage, init_post_training(experiment, params, self.mesh)).params
+
+    def test(
+        self, name: str, params: Params, split: str = "test", samples: int = 0
+    ) -> list[Record]:
+        """The records of a policy on the prompts of a split, made unless they are there."""
+        path = self.workdir.records(name if split == "test" else f"{name}.{split}")
+        if path.exists():
+            return read_records(path)
+        settings = self.experiment.evaluation
+        limit = {"test": settings.test_prompts, "validation": settings.validation_prompts}
+        records = evaluate(
+            params,
+            self.sampler,
+            self.cloud,
+            self.sampler.task.prompts(split)[: limit.get(split)],
+            policy=name,
+            seed=self.experiment.seed,
+            batch=settings.batch,
+            usage=settings.usage,
+            ask_all=True,
+            samples=samples,
+        )
+        path.parent.mkdir(exist_ok=True)
+        write_records(path, records)
+        return records
+
+    def _check_prompts(self) -> None:
         """Raises ValueError if a prompt of any split does not fit config.sampling.prompt_tokens."""
         task, S = self.sampler.task, self.experiment.sampling.prompt_tokens
         for split in ("train", "validation", "test"):
@@ -103,33 +145,14 @@ class _Job:
             texts = [task.device_text(prompt) for prompt in prompts]
             encode_prompts(task.tokenizer, [prompt.id for prompt in prompts], texts, S)
 
-    def stage(self, stage: Stage, state: TrainState) -> TrainState:
+    def _stage(self, stage: Stage, state: TrainState) -> TrainState:
         folder = self.workdir.checkpoints(stage.name)
         with Checkpoints(folder, self.experiment.keep_checkpoints) as checkpoints:
             device, tokenizer = self.experiment.device, self.sampler.tokenizer
             return run_stage(stage, state, checkpoints, self.log, device, tokenizer)
 
-    def test(self, policy: str, params: Params) -> None:
-        """Evaluates a policy on the test prompts, unless its records are there."""
-        path = self.workdir.records(policy)
-        if path.exists():
-            return
-        prompts = self.sampler.task.prompts("test")[: self.experiment.evaluation.test_prompts]
-        records = evaluate(
-            params,
-            self.sampler,
-            self.cloud,
-            prompts,
-            policy=policy,
-            seed=self.experiment.seed,
-            batch=self.experiment.evaluation.batch,
-            ask_all=True,
-        )
-        path.parent.mkdir(exist_ok=True)
-        write_records(path, records)
-
-    def collapse_warning(self) -> str | None:
+    def _collapse_warning(self, stage: str) -> str | None:
         rows = read_metrics(self.workdir / "metrics.jsonl")
         name = "validation/call_ratio"
-        history = [row[name] for row in rows if row["stage"] == "gapg" and name in row]
+        history = [row[name] for row in rows if row["stage"] == stage and name in row]
         return collapse(history, self.experiment.learning.collapse_patience)

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offload_jax.judging import Judgement
-from offload_jax.learning.gapg import GapgConfig, gapg, group_advantages
-from offload_jax.learning.reward import RewardConfig
+from offload_jax.learning.gapg import group_advantages
 
 REWARDS = np.array([1.0, 0.3, 0.0, 0.3])  # of the four responses of a one-prompt policy
 
@@ -62,33 +60,3 @@ def test_it_equals_the_leave_one_out_baseline():
 @pytest.mark.parametrize("reward", [0.0, 0.3, 1.0, 1 / 3])
 def test_a_group_of_equal_rewards_has_exactly_no_gradient(reward):
     assert not np.any(group_advantages(jnp.full((1, 7), reward, jnp.float32)))
-
-
-def judgement(device_correct, called, cloud_correct):
-    device_correct, called = np.array(device_correct, bool), np.array(called, bool)
-    return Judgement(device_correct, called, device_correct, np.array(cloud_correct, bool))
-
-
-def test_the_weights_are_the_advantages_of_kept_prompts_over_their_number():
-    judged = judgement(
-        device_correct=[[1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 0, 0]],
-        called=[[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]],
-        cloud_correct=[1, 1, 0, 0],
-    )
-    config = GapgConfig(reward=RewardConfig(1.0, 0.3))
-    learnt = gapg(judged, jnp.arange(4), jax.random.key(0), config)
-    np.testing.assert_allclose(learnt.rewards[0], [1.0, 0.3, 0.0])
-    # D1 is prompts 0 and 2 (all correct: no gradient, yet in the denominator); floor(3/7 * 2) = 0
-    # leaves no room in D2 for prompt 1.
-    assert learnt.kept.d1.tolist() == [True, False, True, False]
-    assert not learnt.kept.d2.any()
-    np.testing.assert_allclose(
-        learnt.weights[0], (np.array([1.0, 0.3, 0.0]) - 1.3 / 3) / 2 / 2, rtol=1e-6
-    )
-    assert not np.any(learnt.weights[1:])
-
-
-def test_a_batch_without_a_kept_prompt_has_no_weights():
-    judged = judgement(np.zeros((3, 4)), np.eye(3, 4), [1, 1, 1])
-    weights = gapg(judged, jnp.arange(3), jax.random.key(0), GapgConfig()).weights
-    assert np.all(np.isfinite(weights)) and not np.any(weights)

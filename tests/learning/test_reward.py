@@ -25,7 +25,13 @@ def test_the_hierarchy_of_rewards(cloud, format_reward, expected):
     np.testing.assert_allclose(rewards, [expected], rtol=1e-6)
 
 
-@pytest.mark.parametrize("alphas", [(0.3, 0.3, 0), (1, 0.2, 0.2), (1, 0.2, -0.1), (0.2, 1, 0)])
+@pytest.mark.parametrize("alphas", [(0, 0, 0), (1, 0.2, 0.3), (1, 0.2, -0.1), (0.2, 1, 0)])
 def test_alphas_out_of_order_are_refused(alphas):
-    with pytest.raises(ValueError, match=r"config\.learning.*answer > call > format >= 0"):
+    with pytest.raises(ValueError, match=r"config\.learning.*answer >= call >= format >= 0"):
         RewardConfig(*alphas)
+
+
+def test_both_ends_of_the_papers_sweep_are_allowed():
+    judged = Judgement(DEVICE, CALLED, FORMATTED, np.array([True]))
+    assert hierarchical_reward(judged, RewardConfig(1.0, 0.0)).tolist() == [[1, 1, 0, 0, 0]]
+    assert hierarchical_reward(judged, RewardConfig(1.0, 1.0)).tolist() == [[1, 1, 0, 0, 1]]

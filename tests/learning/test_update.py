@@ -12,8 +12,12 @@ from offload_jax.device import model
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import init_params, param_shardings
 from offload_jax.judging import Judgement
-from offload_jax.learning.gapg import GapgConfig, gapg, group_advantages
+from offload_jax.learning.gapg import group_advantages
+from offload_jax.learning.grpo import clipped_surrogate
+from offload_jax.learning.objective import ObjectiveConfig, learn
 from offload_jax.learning.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from offload_jax.learning.prompt_filter import FilterConfig
+from offload_jax.learning.reward import RewardConfig
 from offload_jax.learning.update import WeightedResponses, gradient_of, init_state, update
 from offload_jax.sampling.rollout import PromptBatch
 from offload_jax.sharding import MeshConfig, make_mesh, place
@@ -97,7 +101,16 @@ def test_gapgs_loss_gradient_is_the_estimator(params):
     device_correct, called = RNG.random((2, P, G)) < 0.4
     called &= ~device_correct
     judged = Judgement(device_correct, called, device_correct, called.any(axis=1))
-    learnt = gapg(judged, PROMPTS.ids, jax.random.key(0), GapgConfig())
+    learnt = learn(
+        judged,
+        jnp.asarray(LENGTHS),
+        PROMPTS.ids,
+        jax.random.key(0),
+        objective=ObjectiveConfig("gapg"),
+        reward=RewardConfig(),
+        filter=FilterConfig(),
+        T=T,
+    )
     kept = np.array(learnt.kept.prompts)
     assert 0 < kept.sum() < P
 
@@ -209,6 +222,51 @@ def test_truncated_importance_weights_count_each_token_by_its_ratio(params, cap)
 
     ours, _ = gradient_of(params, batch, config=DEVICE, micro_prompts=P, importance_cap=cap)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), ours, jax.grad(expected)(params))
+
+
+@pytest.mark.parametrize("micro_prompts", [2, 8])
+def test_the_clipped_surrogate_is_ascended_token_by_token(params, micro_prompts):
+    exact = trainer_logprobs(params)
+    old = exact + RNG.normal(scale=0.4, size=exact.shape).astype(np.float32)
+    batch = jax.tree.map(jnp.asarray, BATCH.replace(sampled=old))
+    real = np.arange(T) < LENGTHS[..., None]
+
+    def expected(params):
+        hidden = model.forward(params, DEVICE, PROMPTS.tokens, PROMPTS.lengths, RESPONSES)
+        logprobs = model.token_logprobs(params, DEVICE, hidden, RESPONSES)
+        return -jnp.where(real, clipped_surrogate(logprobs, old, WEIGHTS, 0.2)[0], 0).sum()
+
+    ours, stats = gradient_of(params, batch, config=DEVICE, micro_prompts=micro_prompts, clip=0.2)
+    assert_close(ours, jax.grad(expected)(params), atol=1e-5)
+    learning = WEIGHTS.any(axis=1) if micro_prompts == 2 else np.ones(P, bool)
+    clipped = np.array(clipped_surrogate(exact, old, WEIGHTS, 0.2)[1])
+    share = clipped[learning][real[learning]].mean()
+    assert 0.05 < share < 0.9
+    np.testing.assert_allclose(stats["clipped"], share, atol=1e-6)
+
+
+def test_on_policy_the_clipped_surrogate_has_the_plain_gradient(params):
+    batch = jax.tree.map(jnp.asarray, BATCH.replace(sampled=trainer_logprobs(params)))
+    clipped, stats = gradient_of(params, batch, config=DEVICE, micro_prompts=P, clip=0.2)
+    assert_close(clipped, gradient(params, batch)[0], atol=1e-5)
+    assert stats["clipped"] == 0
+
+
+def test_repeated_updates_keep_the_old_logprobs_and_count_as_one_step(params):
+    batch = BATCH.replace(sampled=trainer_logprobs(params))
+    options = {"config": DEVICE, "optimizer": OPTIMIZER, "micro_prompts": P, "clip": 0.2}
+    with jax.set_mesh(ALONE):
+        at_once, stats = update(start(params, ALONE), batch, repeats=3, **options)
+        state = start(params, ALONE)
+        for _ in range(3):
+            state, last = update(state, batch, **options)
+    assert_close(at_once.params, state.params)
+    assert (int(at_once.step), int(state.step)) == (1, 3)
+    assert (
+        stats["logprob_gap"] < 1e-5
+    )  # of the first: the sampler's mismatch, not the policy's move
+    np.testing.assert_allclose(stats["clipped"], last["clipped"], atol=1e-6)
+    assert last["clipped"] > 0
 
 
 def trainer_logprobs(params):

@@ -110,3 +110,22 @@ def test_a_megabyte_of_hostile_text_parses_in_no_time(piece):
     start = time.perf_counter()
     parse(text)
     assert time.perf_counter() - start < 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("try </think> <answer> 1 + 2 </answer>", "<answer>"),
+        ("try </think>  \n <unknown> I need external assistance </unknown>", "<unknown>"),
+        ("<answer> 1 </answer> no, I need external assistance", "I need"),
+        ("x" * 9000 + " </think> " + " " * 5000 + "<answer> 1 </answer>  ", "<answer>"),
+        ("x" * 9000 + "<answer> 1 </answer>", "<answer>"),
+    ],
+)
+def test_the_decision_is_located_in_the_text(text, begins):
+    assert text[parse(text).at :].startswith(begins)
+    assert parse(text).at == text.rindex(begins)
+
+
+def test_without_a_decision_there_is_no_place_for_it():
+    assert parse("thinking </think> and then").at is None

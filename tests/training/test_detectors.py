@@ -31,15 +31,15 @@ def test_finite_metrics_pass():
 @pytest.mark.parametrize(
     ("ratio", "advice"),
     [
-        (1.0, "lower config.learning.gapg.reward.call (α_c) or config.learning.optimizer.rate"),
-        (0.99, "lower config.learning.gapg.reward.call (α_c) or config.learning.optimizer.rate"),
+        (1.0, "lower config.learning.reward.call (α_c) or config.learning.optimizer.rate"),
+        (0.99, "lower config.learning.reward.call (α_c) or config.learning.optimizer.rate"),
         (
             0.0,
-            "raise config.learning.gapg.reward.call (α_c) or lower config.learning.optimizer.rate",
+            "raise config.learning.reward.call (α_c) or lower config.learning.optimizer.rate",
         ),
         (
             0.01,
-            "raise config.learning.gapg.reward.call (α_c) or lower config.learning.optimizer.rate",
+            "raise config.learning.reward.call (α_c) or lower config.learning.optimizer.rate",
         ),
     ],
 )
@@ -52,8 +52,8 @@ def test_a_collapse_is_told_once_at_the_evaluation_that_completes_it(ratio, advi
 def test_a_second_collapse_is_told_again():
     said = warnings([1.0, 1.0, 0.5, 1.0, 1.0, 0.0, 0.0], patience=2)
     assert [bool(s) for s in said] == [False, True, False, False, True, False, True]
-    assert "lower config.learning.gapg.reward.call" in said[4]
-    assert "raise config.learning.gapg.reward.call" in said[6]
+    assert "lower config.learning.reward.call" in said[4]
+    assert "raise config.learning.reward.call" in said[6]
 
 
 @given(st.lists(st.floats(0.011, 0.989), max_size=12), st.integers(1, 4))

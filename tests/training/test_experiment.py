@@ -5,7 +5,7 @@ from offload_jax.training.experiment import check_devices, from_config
 
 def test_the_shipped_configs_are_valid(tiny):
     experiment = from_config(tiny.smoke_config())
-    assert experiment.learning.gapg.filter.rho == 3 / 7
+    assert experiment.learning.filter.rho == 3 / 7
     check_devices(experiment, shards=8)
 
 
@@ -20,8 +20,8 @@ def test_the_shipped_configs_are_valid(tiny):
         ("start.traces.max_tokens", 4000, r"config\.start\.traces\.max_tokens \(4000\)"),
         ("learning.batch.micro_prompts", 5, r"config\.learning\.batch\.prompts \(32\)"),
         ("learning.optimizer.schedule", "exponential", r"schedule is 'exponential'.* 'cosine'"),
-        ("learning.gapg.filter.rho", -1.0, r"rho is -1\.0"),
-        ("learning.gapg.reward.call", 2.0, r"answer > call > format"),
+        ("learning.filter.rho", -1.0, r"rho is -1\.0"),
+        ("learning.reward.call", 2.0, r"answer >= call >= format"),
         ("cloud.accuracy", 1.5, r"config\.cloud\.accuracy"),
         ("cloud.kind", "psychic", r"config\.cloud\.kind is 'psychic'.* 'oracle'"),
         ("evaluation.cap", 1.5, r"config\.evaluation\.cap"),

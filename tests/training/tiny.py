@@ -24,7 +24,7 @@ OVERRIDES = {
     "start.traces.max_tokens": 48, "start.late_traces.max_tokens": 48,
     "start.batch.prompts": 8, "start.batch.micro_prompts": 8, "start.batch.length_buckets": 1,
     "learning.steps": 4, "learning.batch.prompts": 8, "learning.batch.micro_prompts": 8,
-    "learning.batch.length_buckets": 1, "learning.gapg.filter.enabled": False,
+    "learning.batch.length_buckets": 1, "learning.filter.enabled": False,
     "evaluation.every": 2, "evaluation.validation_prompts": 8, "evaluation.test_prompts": 8,
     "evaluation.batch": 8,
 }  # fmt: skip

@@ -15,6 +15,7 @@ class CountdownTask:
     """Reach a target from numbers with + - * /, every number used at most once."""
 
     name = "countdown"
+    openings = (parsing.CALL_OPEN, parsing.ANSWER_OPEN)
 
     def __init__(self, data_dir: str | Path, **settings):
         """`settings`: fields of `builder.CountdownConfig`. The data is built when first read."""

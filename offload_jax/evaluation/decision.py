@@ -1,0 +1,91 @@
+"""P(call) at the decision point: how near a response came to calling, or to answering instead.
+
+The decision point is the token at which the response's answer or call begins (the end of a
+response that has neither). There, by the policy's own log-probabilities,
+
+    P(call) = sigma(log pi(opening of a call) - log pi(opening of an answer))
+
+given the prompt and the response so far: one number per response that orders prompts by how much
+the policy wants the cloud, so that one policy serves every budget.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from jaxtyping import Array, Float, Int
+
+from offload_jax.device import model
+from offload_jax.device.config import DeviceConfig
+from offload_jax.device.params import Params
+from offload_jax.sampling.rollout import PromptBatch
+from offload_jax.sampling.text import special_ids
+from offload_jax.tasks.task import Parsed, Task
+
+
+def call_probabilities(
+    params: Params,
+    config: DeviceConfig,
+    task: Task,
+    batch: PromptBatch,
+    tokens: Int[Array, "P 1 T"],
+    lengths: Int[Array, "P 1"],
+    parsed: Sequence[Parsed],
+) -> Float[np.ndarray, " P"]:
+    """P(call) of one response per prompt.
+
+    Args:
+        params: the policy's weights.
+        config: the shape of the device LLM.
+        task: whose openings of a call and of an answer are compared.
+        batch: the prompts.
+        tokens: the responses.
+        lengths: their lengths.
+        parsed: what was found in them (`Parsed.at` is where the decision begins).
+    """
+    rows = np.asarray(tokens)[:, 0]
+    ends = [
+        decision_point(task.tokenizer, row[:n].tolist(), found.at)
+        for row, n, found in zip(rows, np.asarray(lengths)[:, 0], parsed, strict=True)
+    ]
+    openings = [task.tokenizer.encode(text, add_special_tokens=False).ids for text in task.openings]
+    room = max(map(len, openings))
+    alternatives = np.zeros((len(rows), 2, rows.shape[1] + room), np.int32)
+    counted = np.zeros(alternatives.shape, bool)
+    for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        for j, opening in enumerate(openings):
+            alternatives[i, j, :end] = row[:end]
+            alternatives[i, j, end : end + len(opening)] = opening
+            counted[i, j, end : end + len(opening)] = True
+    scores = _summed_logprobs(params, batch, alternatives, counted, config=config)
+    call, answer = np.asarray(scores, np.float64).T
+    return 1 / (1 + np.exp(np.clip(answer - call, -700, 700)))
+
+
+def decision_point(tokenizer: tokenizers.Tokenizer, tokens: list[int], at: int | None) -> int:
+    """How many of a response's tokens come before character `at` of its text; None: all of them.
+
+    A stop token at the end does not count: nothing can be decided after it.
+    """
+    text = partial(tokenizer.decode, skip_special_tokens=False)
+    if at is None:
+        _, stop = special_ids(tokenizer)
+        return len(tokens) - (tokens[-1:] == [stop])
+    low, high = 0, len(tokens)
+    while low < high:  # the first token with which the text reaches beyond `at`
+        middle = (low + high) // 2
+        if len(text(tokens[: middle + 1])) > at:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@partial(jax.jit, static_argnames="config")
+def _summed_logprobs(params, batch, tokens, counted, *, config):
+    hidden = model.forward(params, config, batch.tokens, batch.lengths, tokens)
+    logprobs = model.token_logprobs(params, config, hidden, tokens)
+    return jnp.where(counted, logprobs, 0.0).sum(axis=-1)
