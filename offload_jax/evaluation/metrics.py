@@ -90,13 +90,23 @@ def apply_cap(
     return offloaded
 
 
-def _outcome(results: Columns, offloaded: Bool[np.ndarray, " n"], name: str) -> Outcome:
-    unknown = results.prompt_ids[offloaded & ~results.cloud_known]
+def require_cloud(results: Columns, needed: Bool[np.ndarray, " n"], what: str) -> None:
+    """Raises ValueError where the cloud's answer to a prompt that `what` needs is not known."""
+    unknown = results.prompt_ids[needed & ~results.cloud_known]
     if unknown.size:
         raise ValueError(
-            f"{name} needs the cloud's answer to {unknown.size} prompts that the records of "
+            f"{what} needs the cloud's answer to {unknown.size} prompts that the records of "
             f"{results.policy} lack, such as prompt {unknown[0]}"
         )
+
+
+def outcome_of(results: Columns, offloaded: Bool[np.ndarray, " n"], name: str) -> Outcome:
+    """The outcome where the cloud answers the prompts `offloaded`; `name` names the way in errors.
+
+    A retained prompt whose response is a call has no answer: it is wrong. Raises ValueError where
+    an offloaded prompt's cloud answer is not known.
+    """
+    require_cloud(results, offloaded, name)
     retained_correct = results.device_correct & ~offloaded
     return Outcome(
         prompt_ids=results.prompt_ids,
@@ -109,7 +119,7 @@ def _outcome(results: Columns, offloaded: Bool[np.ndarray, " n"], name: str) -> 
 def capped(results: Columns, cap: float, seed: int) -> Outcome:
     """The policy's own calls, up to the cap. A call beyond it is not solved again: it is wrong."""
     offloaded = apply_cap(results.called, results.prompt_ids, cap, seed)
-    return _outcome(results, offloaded, "offloading")
+    return outcome_of(results, offloaded, "offloading")
 
 
 def randomly_offloaded(results: Columns, cap: float, seed: int) -> Outcome:
@@ -119,12 +129,12 @@ def randomly_offloaded(results: Columns, cap: float, seed: int) -> Outcome:
     """
     everyone = np.ones(results.prompt_ids.size, bool)
     offloaded = apply_cap(everyone, results.prompt_ids, cap, seed)
-    return _outcome(results, offloaded, "random offloading")
+    return outcome_of(results, offloaded, "random offloading")
 
 
 def cloud_only(results: Columns) -> Outcome:
     """Every prompt is offloaded, without a cap."""
-    return _outcome(results, np.ones(results.prompt_ids.size, bool), "cloud only")
+    return outcome_of(results, np.ones(results.prompt_ids.size, bool), "cloud only")
 
 
 # --- numbers with intervals ---
@@ -175,6 +185,42 @@ def call_ratio(results: Columns) -> Estimate:
 def offload_ratio(outcome: Outcome) -> float:
     """Share of prompts that the cloud answered, after the cap."""
     return float(outcome.offloaded.mean())
+
+
+def usage(
+    results: Columns, outcome: Outcome, attempt_first: bool = True
+) -> dict[str, float | None]:
+    """What a prompt takes on average: tokens on each side, seconds and dollars.
+
+    The cloud's part is spent on offloaded prompts alone. The device and the cloud work one after
+    the other, so their seconds add up.
+
+    Args:
+        results: the records that the outcome was made from.
+        outcome: who answered what.
+        attempt_first: the device attempts every prompt, and whoever offloads has seen the attempt.
+            False for a router on the prompt alone and for cloud only: an offloaded prompt then
+            costs the device nothing.
+
+    Returns:
+        `device_tokens`, `cloud_tokens` (generated), `device_seconds`, `cloud_seconds`, `seconds`
+        (their sum) and `dollars`, per prompt; None where the records lack a part of it.
+    """
+    check_same_prompts(results, outcome)
+    attempted = np.ones_like(outcome.offloaded) if attempt_first else ~outcome.offloaded
+    device_seconds = np.where(attempted, results.device_seconds, 0.0)
+    # np.where, not a product: an unknown amount that is not spent must not spoil the mean.
+    cloud_seconds = np.where(outcome.offloaded, results.cloud_seconds, 0.0)
+    spent = {
+        "device_tokens": np.where(attempted, results.device_tokens, 0),
+        "cloud_tokens": np.where(outcome.offloaded, results.cloud_tokens, 0.0),
+        "device_seconds": device_seconds,
+        "cloud_seconds": cloud_seconds,
+        "seconds": device_seconds + cloud_seconds,
+        "dollars": np.where(outcome.offloaded, results.cost, 0.0),
+    }
+    means = {name: float(amounts.mean()) for name, amounts in spent.items()}
+    return {name: None if math.isnan(mean) else mean for name, mean in means.items()}
 
 
 def summary(records: Sequence[Record], cap: float, seed: int) -> dict[str, float | None]:

@@ -80,6 +80,28 @@ def _claim(workdir: Workdir, settings: dict[str, Any]) -> None:
         _write_json(config, settings)
 
 
+def claim_parts(path: Path, parts: Mapping[str, Any]) -> None:
+    """Writes the settings of named parts to a JSON file, beside those that it already holds.
+
+    Raises:
+        ValueError: the file cannot be written, or holds a part with other settings.
+    """
+    parts = json.loads(json.dumps(parts))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = _read_json(path) if path.exists() else {}
+        shared = {name: before[name] for name in parts if name in before}
+        changed = _differences(shared, {name: parts[name] for name in shared}, "config")
+        require(
+            not changed,
+            f"{path} belongs to a study with other settings ({'; '.join(changed[:3])}): give a new"
+            " --workdir, or repeat the old settings to resume it.",
+        )
+        _write_json(path, {**before, **parts})
+    except OSError as error:
+        raise ValueError(f"{path} cannot be used: {error}.") from None
+
+
 def environment() -> dict[str, Any]:
     """Where and with what this process runs."""
     return {

@@ -5,7 +5,7 @@ from offload_jax.evaluation.records import Record
 
 def record(prompt_id, outcome="wrong", cloud=None, policy="start", seed=0):
     """One record; `outcome` is what the device did: "right", "wrong" (an answer) or "call"."""
-    called = outcome == "call"
+    called, asked = outcome == "call", cloud is not None
     return Record(
         prompt_id=prompt_id,
         policy=policy,
@@ -22,6 +22,13 @@ def record(prompt_id, outcome="wrong", cloud=None, policy="start", seed=0):
         cloud_correct=cloud,
         device_tokens=3,
         prompt_tokens=9,
+        logprob=-0.25,
+        p_call=0.75 if called else 0.125,
+        agreement=None,
+        cloud_tokens=50 if asked else None,
+        device_seconds=0.5,
+        cloud_seconds=2.0 if asked else None,
+        cost=0.001 if asked else None,
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import time
 from fractions import Fraction
@@ -156,6 +157,42 @@ def test_an_offloaded_prompt_without_a_cloud_answer_is_an_error_not_a_zero():
         metrics.randomly_offloaded(results, 1.0, seed=0)
     with pytest.raises(ValueError, match="cloud only"):
         metrics.cloud_only(results)
+
+
+def test_a_policy_spends_its_attempt_on_every_prompt_and_the_cloud_on_the_offloaded_ones():
+    # Samples: 3 device tokens and 0.5 s each; 50 cloud tokens, 2 s and 0.001 dollars when asked.
+    results = columns(many(["right", "call", "call", "wrong"], [None, True, True, True]))
+    outcome = metrics.capped(results, 0.25, seed=0)
+    assert outcome.offloaded.sum() == 1
+    assert metrics.usage(results, outcome) == {
+        "device_tokens": 3.0,
+        "cloud_tokens": 12.5,
+        "device_seconds": 0.5,
+        "cloud_seconds": 0.5,
+        "seconds": 1.0,
+        "dollars": 0.00025,
+    }
+
+
+def test_a_router_on_the_prompt_spares_the_device_the_offloaded_prompts():
+    results = columns(many(["right", "wrong", "wrong", "wrong"], [True] * 4))
+    outcome = metrics.randomly_offloaded(results, 0.25, seed=0)
+    spared = metrics.usage(results, outcome, attempt_first=False)
+    assert (spared["device_tokens"], spared["device_seconds"]) == (3 * 3 / 4, 3 * 0.5 / 4)
+    assert spared["seconds"] == 3 * 0.5 / 4 + 2.0 / 4
+    alone = metrics.usage(results, metrics.cloud_only(results), attempt_first=False)
+    assert (alone["device_tokens"], alone["seconds"], alone["cloud_tokens"]) == (0.0, 2.0, 50.0)
+
+
+def test_an_unknown_amount_is_none_only_where_it_is_spent():
+    records = many(["call", "right"], [True, None])
+    outcome = metrics.capped(columns(records), 0.5, seed=0)
+    results = dataclasses.replace(columns(records), cost=np.array([np.nan, np.nan]))
+    known = metrics.usage(results, outcome)
+    assert known["dollars"] is None
+    assert known["cloud_tokens"] == 25.0
+    nothing = metrics.outcome_of(results, np.zeros(2, bool), "nothing")
+    assert metrics.usage(results, nothing)["dollars"] == 0.0
 
 
 # --- intervals ---

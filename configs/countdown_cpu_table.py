@@ -1,0 +1,110 @@
+"""Every row of the paper's table on Countdown, with a device LLM of 0.6 M parameters.
+
+`main`, the default, trains the rows of the main table with three seeds, in an hour on 2 cores;
+`:sweeps` adds reward, group size and budget sweeps; `:smoke` does every step of both in minutes.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+ON_POLICY = {"name": "gapg"}
+DR_GRPO = {"name": "dr_grpo", "updates": 1, "clip": 0.2}
+GRPO = {"name": "grpo", "updates": 1, "clip": 0.2}
+NO_FILTER = {"enabled": False}
+
+
+def get_config(size: str = "main") -> ConfigDict:
+    """The study: `main`, with `sweeps`, or its `smoke` form."""
+    if size not in ("main", "sweeps", "smoke"):
+        raise ValueError(f"{Path(__file__).name} takes main, sweeps or smoke, not {size!r}.")
+    config = ConfigDict()
+    config.base = _base("smoke" if size == "smoke" else "full")
+    config.base.evaluation.every = 20
+    config.base.learning.steps = 60
+    config.seeds = (0, 1, 2)
+    config.methods = ConfigDict(
+        {
+            # No reward for calls and no filter: what the device can learn to solve by itself.
+            "task_tuned": _learning(GRPO, NO_FILTER, call=0.0),
+            "collaboration_aware": _learning(DR_GRPO, NO_FILTER),
+            "collaboration_aware_grpo": _learning(GRPO, NO_FILTER),
+            "gapg_without_filter": _learning(ON_POLICY, NO_FILTER),
+            "gapg": {},
+        }
+    )
+    config.routed = "task_tuned"
+    config.routers = ConfigDict(
+        {
+            "prompt_router": _router("prompt", "deberta", rate=1e-3),
+            "device_router": _router("prompt", "device", rate=3e-4),
+            "response_router": _router("prompt_and_response", "deberta", rate=1e-3, epochs=6),
+        }
+    )
+    config.samples = 8
+    config.sweeps = ConfigDict({})
+    if size != "main":
+        config.sweeps = ConfigDict(_sweeps())
+    if size == "smoke":
+        _shrink(config)
+    return config
+
+
+def _base(size: str) -> ConfigDict:
+    """configs/countdown_cpu.py, which need not be importable."""
+    path = Path(__file__).with_name("countdown_cpu.py")
+    spec = importlib.util.spec_from_file_location("countdown_cpu", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(size)
+    config.evaluation.validation_prompts = config.task.validation
+    return config
+
+
+def _learning(objective: dict, filter: dict, call: float | None = None) -> dict:
+    changes = {"objective": objective, "filter": filter}
+    if call is not None:
+        changes["reward"] = {"call": call}
+    return {"learning": changes}
+
+
+def _router(reads: str, body: str, rate: float, epochs: int = 20) -> dict:
+    optimizer = {"rate": rate, "schedule": "cosine", "warmup_steps": 50, "weight_decay": 0.01}
+    return {"reads": reads, "body": body, "optimizer": optimizer, "epochs": epochs}
+
+
+def _sweeps() -> dict:
+    both = ("gapg", "collaboration_aware")
+    return {
+        "call_reward": {
+            "setting": "learning.reward.call",
+            "at": (0.0, 0.1, 0.3, 0.6, 1.0),
+            "methods": both,
+            "seeds": 1,
+        },
+        "group": {
+            "setting": "sampling.group",
+            "at": (2, 4, 8, 16),
+            "methods": ("gapg",),
+            "seeds": 1,
+        },
+        "rho": {  # trained for call budgets of 10, 20, 30, 40 and 50 %
+            "setting": "learning.filter.rho",
+            "at": (1 / 9, 1 / 4, 3 / 7, 2 / 3, 1.0),
+            "methods": ("gapg",),
+            "seeds": 1,
+        },
+    }
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Two seeds, two steps, two values: every part, nothing learnt."""
+    config.seeds = (0, 1)
+    config.samples = 2
+    config.base.learning.steps = 2
+    config.base.start.update({"steps": 20, "late_steps": 10})
+    for router in config.routers.values():
+        router.epochs = 1
+    for sweep in config.sweeps.values():
+        sweep.at = sweep.at[1:3]

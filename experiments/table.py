@@ -1,0 +1,41 @@
+"""Compares methods: `python -m experiments.table --config=configs/x_table.py --workdir=DIR`.
+
+Trains what is missing, evaluates it, and writes table.md, table.tex, table.json and the figures;
+running the same command again in the same workdir resumes it.
+"""
+
+import sys
+
+import rich.console
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.flags import parser
+from offload_jax.training.detectors import RunError
+from offload_jax.training.study import compute, from_config
+from offload_jax.training.study_report import report
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The study, e.g. configs/x_table.py[:smoke]."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "The study's folder; made if it is not there.")
+
+
+def main(argv: list[str]) -> None:
+    """Parses, checks, computes and reports; a mistake is one sentence on stderr, status 2."""
+    console = rich.console.Console()
+    logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}")
+        study = from_config(CONFIG.value)
+        compute(study, WORKDIR.value, console)
+        report(study, WORKDIR.value, console)
+    except (ValueError, RunError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=parser(CONFIG))

@@ -1,0 +1,344 @@
+"""A study: several methods and seeds side by side, sharing whatever work they have in common.
+
+Per seed there is one workdir, `seed<k>`, with one start, one stage of post-training per method, the
+records of every policy, and the scores of every router. Only `compute` trains; tables and figures
+are made from what it leaves.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import rich.console
+from jaxtyping import Float
+
+from offload_jax.device.params import Params
+from offload_jax.evaluation.jsonl import read_lines, write_lines
+from offload_jax.evaluation.records import Record
+from offload_jax.learning.optimizer import OptimizerConfig
+from offload_jax.routing import deberta
+from offload_jax.routing.classifier import on_device
+from offload_jax.routing.files import save_router
+from offload_jax.routing.router import (
+    Examples,
+    RouterConfig,
+    prompts_with_responses,
+    router_scores,
+    train_router,
+)
+from offload_jax.sampling.text import encode_prompts
+from offload_jax.settings import nearest, parse, require
+from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
+from offload_jax.tasks.task import Prompt
+from offload_jax.training.experiment import Experiment, check_devices
+from offload_jax.training.experiment import from_config as experiment_from_config
+from offload_jax.training.logging import RunLog
+from offload_jax.training.run import Job
+from offload_jax.training.workdir import Workdir, claim_parts, open_workdir
+
+BASE = "start"  # the policy before post-training
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterSettings:
+    """A router that is trained on the device's successes and failures on the training prompts."""
+
+    reads: Literal["prompt", "prompt_and_response"]
+    body: Literal["deberta", "device"]  # from scratch, or from the policy's own weights
+    optimizer: OptimizerConfig
+    width: int = 64  # of DeBERTa, as the following
+    layers: int = 2
+    heads: int = 4
+    mlp: int = 128
+    dropout: float = 0.1
+    batch: int = 64
+    epochs: int = 20
+    patience: int = 3
+
+    def config(self, experiment: Experiment) -> RouterConfig:
+        """The router's own settings, for the policies of an experiment."""
+        bodies = {"device": experiment.device, "deberta": None}
+        if self.body == "deberta":
+            sizes = {name: getattr(self, name) for name in ("width", "layers", "heads", "mlp")}
+            vocabulary = experiment.device.vocabulary
+            body = deberta.DebertaConfig(vocabulary, **sizes, dropout=self.dropout)
+            bodies = {"device": None, "deberta": body}
+        return RouterConfig(
+            self.optimizer,
+            **bodies,
+            batch=self.batch,
+            epochs=self.epochs,
+            patience=self.patience,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Some methods again at other values of one setting."""
+
+    setting: str  # path in the experiment, such as "learning.reward.call"
+    at: tuple
+    methods: tuple  # names in `methods`
+    seeds: int  # the first so many of the study's seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+        seeds: of the runs.
+        methods: per method its experiment, at the first seed.
+        routed: the method on whose policy routers and thresholds are put.
+        routers: what is trained on that policy.
+        samples: responses per prompt for self-consistency on that policy; 0: none.
+        sweeps: per sweep its methods again at other values.
+        variants: per sweep, method and value the experiment.
+    """
+
+    seeds: tuple[int, ...]
+    methods: Mapping[str, Experiment]
+    routed: str
+    routers: Mapping[str, RouterSettings]
+    samples: int
+    sweeps: Mapping[str, Sweep]
+    variants: Mapping[tuple[str, str, Any], Experiment]
+
+    @property
+    def base(self) -> Experiment:
+        """What all methods share: everything but `learning`."""
+        return self.methods[self.routed]
+
+
+def from_config(config: Mapping[str, Any]) -> Study:
+    """The study that an ml_collections config describes.
+
+    Its sections: `base` (an experiment), `seeds`, `methods` (per name what differs from `base`),
+    `routed`, `routers`, `samples`, `sweeps`.
+
+    Raises:
+        ValueError: an unknown key or an impossible value, named by its path.
+    """
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    known = ("base", "seeds", "methods", "routed", "routers", "samples", "sweeps")
+    for key in config:
+        require(key in known, f"config.{key} is not a setting{nearest(key, known)}")
+    for key in known:
+        require(key in config, f"config.{key} is missing.")
+    seeds = tuple(config["seeds"])
+    require(
+        len(seeds) > 0 and len(set(seeds)) == len(seeds) and all(type(s) is int for s in seeds),
+        f"config.seeds is {seeds}; it must be different integers.",
+    )
+    methods = {
+        name: _experiment(config["base"], changes, seeds[0], f"config.methods.{name}")
+        for name, changes in config["methods"].items()
+    }
+    require(
+        config["routed"] in methods,
+        f"config.routed is {config['routed']!r}; it must be one of {', '.join(methods)}.",
+    )
+    require(BASE not in methods, f"config.methods.{BASE}: the name stands for the start.")
+    base = methods[config["routed"]]
+    for name, experiment in methods.items():
+        for section in ("task", "device", "cloud", "start", "evaluation", "mesh"):
+            require(
+                getattr(experiment, section) == getattr(base, section),
+                f"config.methods.{name} changes {section}, which all methods share.",
+            )
+    sweeps = {
+        name: parse(Sweep, values, f"config.sweeps.{name}")
+        for name, values in config["sweeps"].items()
+    }
+    variants = {
+        (name, method, value): _variant(config, seeds[0], name, sweep, method, value)
+        for name, sweep in sweeps.items()
+        for method in sweep.methods
+        for value in sweep.at
+    }
+    routers = {
+        name: parse(RouterSettings, values, f"config.routers.{name}")
+        for name, values in config["routers"].items()
+    }
+    for settings in routers.values():
+        settings.config(base)
+    return Study(seeds, methods, config["routed"], routers, config["samples"], sweeps, variants)
+
+
+def _variant(config, seed: int, name: str, sweep: Sweep, method: str, value: Any) -> Experiment:
+    path = f"config.sweeps.{name}"
+    require(method in config["methods"], f"{path}.methods: {method!r} is not in config.methods.")
+    require(
+        1 <= sweep.seeds <= len(config["seeds"]),
+        f"{path}.seeds is {sweep.seeds}; config.seeds has {len(config['seeds'])}.",
+    )
+    changes = value
+    for key in reversed(sweep.setting.split(".")):
+        changes = {key: changes}
+    merged = _merged(config["methods"][method], changes)
+    return _experiment(config["base"], merged, seed, path)
+
+
+def _experiment(base: Mapping, changes: Mapping, seed: int, path: str) -> Experiment:
+    try:
+        return experiment_from_config({**_merged(base, changes), "seed": seed})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _merged(base: Any, changes: Any) -> Any:
+    if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
+        return changes
+    return {
+        **base,
+        **{key: _merged(base.get(key), value) for key, value in changes.items()},
+    }
+
+
+# --- the work ---
+
+
+def compute(study: Study, path: str | Path, console: rich.console.Console) -> None:
+    """Trains and evaluates whatever is missing in the study's workdir.
+
+    Raises:
+        ValueError: settings, devices or workdir do not fit; nothing is computed then.
+        RunError: a loss or gradient is not finite.
+    """
+    base = study.base
+    split_cpu(base.mesh)
+    mesh = make_mesh(base.mesh)
+    for experiment in (*study.methods.values(), *study.variants.values()):
+        check_devices(experiment, prompt_shards(mesh))
+    path = Path(path).resolve()
+    claim_policies(path, study)
+    jax.config.update("jax_compilation_cache_dir", str(path / "cache"))
+    for seed in study.seeds:
+        began = time.perf_counter()
+        workdir = open_workdir(path / f"seed{seed}", _seeded(base, seed))
+        with jax.set_mesh(mesh), RunLog(workdir.path) as log:
+            _compute_seed(study, Job(_seeded(base, seed), workdir, log, mesh), console)
+        minutes = (time.perf_counter() - began) / 60
+        console.print(f"Seed {seed}: everything is there ({minutes:.1f} minutes).")
+
+
+def claim_policies(path: Path, study: Study) -> None:
+    """Notes in `study.json` what every policy and router is; others may join later.
+
+    Raises:
+        ValueError: the folder has one of the same name with other settings.
+    """
+    parts = {f"methods.{name}": experiment for name, experiment in study.methods.items()}
+    for (sweep, method, value), experiment in study.variants.items():
+        parts[f"variants.{variant_name(sweep, method, value)}"] = experiment
+    parts |= {f"routers.{name}": settings for name, settings in study.routers.items()}
+    # The seed is the folder's: a study may get more seeds.
+    claim_parts(
+        path / "study.json",
+        {name: {**dataclasses.asdict(part), "seed": None} for name, part in parts.items()},
+    )
+
+
+def _compute_seed(study: Study, job: Job, console: rich.console.Console) -> None:
+    seed = job.experiment.seed
+    start = job.start()
+    for split in ("validation", "test"):
+        job.test(BASE, start, split)
+    for name, experiment in study.methods.items():
+        params = job.post_train(name, start, _seeded(experiment, seed))
+        samples = study.samples if name == study.routed else 0
+        for split in ("validation", "test"):
+            job.test(name, params, split, samples)
+        if name == study.routed:
+            _route(study, job, params, console)
+    for (sweep, method, value), experiment in study.variants.items():
+        settings = study.sweeps[sweep]
+        if experiment == study.methods[method] or seed not in study.seeds[: settings.seeds]:
+            continue  # the method's own run has that value
+        name = variant_name(sweep, method, value)
+        params = job.post_train(name, start, _seeded(experiment, seed))
+        for split in ("validation", "test"):
+            job.test(name, params, split)
+
+
+def _seeded(experiment: Experiment, seed: int) -> Experiment:
+    return dataclasses.replace(experiment, seed=seed)
+
+
+def variant_name(sweep: str, method: str, value: Any) -> str:
+    """The policy's name of a method at a value of a sweep."""
+    shown = f"{value:.6g}" if isinstance(value, float) else value
+    return f"{method}.{sweep}.{shown}"
+
+
+# --- trained routers ---
+
+
+def _route(study: Study, job: Job, params: Params, console: rich.console.Console) -> None:
+    """Trains the routers on a policy's training records and writes their scores."""
+    for name, settings in study.routers.items():
+        if all(scores_path(job.workdir, name, s).exists() for s in ("validation", "test")):
+            continue
+        splits = ("train", "validation", "test")
+        records = {split: job.test(study.routed, params, split) for split in splits}
+        config = settings.config(job.experiment)
+        examples = {split: _examples(job, settings, rows) for split, rows in records.items()}
+        if settings.body == "device":
+            first = on_device(jax.device_get(params), job.experiment.device)
+        else:
+            first = deberta.init_params(config.deberta, jax.random.key(job.experiment.seed))
+        began = time.perf_counter()
+        trained = train_router(
+            first, examples["train"], examples["validation"], config, job.experiment.seed
+        )
+        console.print(
+            f"Router {name}, seed {job.experiment.seed}: best of {len(trained.history)} epochs is"
+            f" {trained.best + 1}, validation loss"
+            f" {trained.history[trained.best].validation_loss:.3f}"
+            f" ({time.perf_counter() - began:.0f} s)"
+        )
+        save_router(job.workdir / "routers" / name, trained.params, config)
+        for split in ("validation", "test"):
+            rows = examples[split]
+            scores = router_scores(trained.params, config, rows.tokens, rows.lengths)
+            lines = [
+                {"prompt_id": record.prompt_id, "score": float(score)}
+                for record, score in zip(records[split], scores, strict=True)
+            ]
+            write_lines(scores_path(job.workdir, name, split), lines)
+
+
+def _examples(job: Job, settings: RouterSettings, records: Sequence[Record]) -> Examples:
+    task, sampling = job.sampler.task, job.experiment.sampling
+    texts = [task.device_text(Prompt(r.prompt_id, r.question, r.gold)) for r in records]
+    ids = [record.prompt_id for record in records]
+    prompts = encode_prompts(task.tokenizer, ids, texts, sampling.prompt_tokens)
+    tokens, lengths = prompts.tokens, prompts.lengths
+    if settings.reads == "prompt_and_response":
+        responses = np.zeros((len(records), sampling.response_tokens), np.int32)
+        for row, record in zip(responses, records, strict=True):
+            row[: record.device_tokens] = record.response_tokens
+        own = np.array([record.device_tokens for record in records], np.int32)
+        tokens, lengths = prompts_with_responses(tokens, lengths, responses, own)
+    wrong = np.array([not record.device_correct for record in records])
+    return Examples(tokens, lengths, wrong)
+
+
+def scores_path(workdir: Workdir, router: str, split: str) -> Path:
+    """Where a router's scores of a split lie."""
+    return workdir / "scores" / f"{router}.{split}.jsonl"
+
+
+def read_scores(path: Path, prompt_ids: Sequence[int]) -> Float[np.ndarray, " n"]:
+    """A router's scores in the order of `prompt_ids`.
+
+    Raises:
+        ValueError: the file has other prompts.
+    """
+    scores = {row.get("prompt_id"): row.get("score") for row in read_lines(path)}
+    require(set(scores) == set(map(int, prompt_ids)), f"{path} is about other prompts.")
+    return np.array([scores[int(i)] for i in prompt_ids], float)

@@ -1,0 +1,146 @@
+"""The rows of a study's table, from the records and scores of its workdir alone.
+
+| row | policy | who is offloaded |
+|---|---|---|
+| Cloud LLM | - | everyone |
+| Task-Tuning Only | `routed` | no one |
+| & Naive Offloading | `routed` | a random share, the cap |
+| & Router, & log-probability, & self-consistency, & P(call) | `routed` | score above a threshold |
+| & oracle | `routed` | first those that the device misses and the cloud solves |
+| every other method | its own | who calls |
+| + dial | its own | P(call) above a threshold |
+
+A threshold offloads the cap's share of validation prompts. Calls above the cap are answered by no
+one, whatever the row.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from offload_jax.evaluation.budgets import calibrate, oracle_scores, thresholded, top_scores
+from offload_jax.evaluation.comparison import Entry
+from offload_jax.evaluation.metrics import (
+    capped,
+    cloud_only,
+    offload_limit,
+    outcome_of,
+    randomly_offloaded,
+)
+from offload_jax.evaluation.records import Columns, columns, read_records
+from offload_jax.training.study import Study, read_scores, scores_path
+from offload_jax.training.workdir import Workdir
+
+CLOUD, ALONE = "Cloud LLM", "Task-Tuning Only"
+LABELS = {
+    "gapg": "GAPG",
+    "gapg_without_filter": "GAPG without filter",
+    "collaboration_aware": "Collaboration-Aware (Dr.GRPO)",
+    "collaboration_aware_grpo": "Collaboration-Aware (GRPO)",
+    "imitation": "Imitation of own best responses",
+    "prompt_router": "& Router: prompt, DeBERTa",
+    "response_router": "& Router: prompt and response, DeBERTa",
+    "device_router": "& Router: prompt, device-initialised",
+    "device_response_router": "& Router: prompt and response, device-initialised",
+}
+
+Score = Callable[[str], Float[np.ndarray, " n"]]  # of a split's prompts, by prompt id
+
+
+def label(name: str) -> str:
+    """How a method or router is called in tables."""
+    return LABELS.get(name, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seed:
+    """What one seed left."""
+
+    workdir: Workdir
+    seed: int
+
+    def results(self, policy: str, split: str = "test") -> Columns:
+        """The records of a policy."""
+        name = policy if split == "test" else f"{policy}.{split}"
+        return columns(read_records(self.workdir.records(name)))
+
+
+def seeds_of(study: Study, path: str | Path) -> list[Seed]:
+    """The study's seeds."""
+    return [Seed(Workdir(Path(path).resolve() / f"seed{seed}"), seed) for seed in study.seeds]
+
+
+def entries(study: Study, path: str | Path) -> dict[str, list[Entry]]:
+    """The table's rows in order, each with one entry per seed."""
+    rows: dict[str, list[Entry]] = {}
+    for seed in seeds_of(study, path):
+        for name, entry in _of_seed(study, seed).items():
+            rows.setdefault(name, []).append(entry)
+    rows[CLOUD] = rows[CLOUD][:1]  # the cloud knows no seeds
+    return rows
+
+
+def _of_seed(study: Study, seed: Seed) -> dict[str, Entry]:
+    cap = study.base.evaluation.cap
+    test, validation = (seed.results(study.routed, split) for split in ("test", "validation"))
+    nobody = outcome_of(test, np.zeros(len(test.prompt_ids), bool), ALONE)
+    everyone, random = cloud_only(test), randomly_offloaded(test, cap, seed.seed)
+    rows = {
+        CLOUD: _asked(test, everyone, everyone.offloaded, None, False),
+        ALONE: Entry(test, nobody, None, True),
+        "& Naive Offloading": _asked(test, random, random.offloaded, None, False),
+    }
+    for name, settings in study.routers.items():
+        scores = [
+            read_scores(scores_path(seed.workdir, name, split), results.prompt_ids)
+            for split, results in (("validation", validation), ("test", test))
+        ]
+        attempt_first = settings.reads == "prompt_and_response"
+        rows[label(name)] = _routed(seed, validation, test, *scores, cap, attempt_first)
+    for name, score in _free_scores(study).items():
+        rows[name] = _routed(seed, validation, test, score(validation), score(test), cap)
+    perfect = oracle_scores(test)
+    chosen = top_scores(perfect, test.prompt_ids, offload_limit(len(perfect), cap), seed.seed)
+    rows["& oracle"] = _asked(test, outcome_of(test, chosen, "the oracle"), chosen, perfect, True)
+    for name in study.methods:
+        if name == study.routed:
+            continue
+        own, held_out = seed.results(name), seed.results(name, "validation")
+        rows[label(name)] = Entry(own, capped(own, cap, seed.seed), own.p_call, True)
+        dial = _routed(seed, held_out, own, held_out.p_call, own.p_call, cap)
+        rows[f"{label(name)} + dial"] = dial
+    return rows
+
+
+def _routed(
+    seed: Seed,
+    validation: Columns,
+    test: Columns,
+    validation_scores: Float[np.ndarray, " m"],
+    scores: Float[np.ndarray, " n"],
+    cap: float,
+    attempt_first: bool = True,
+) -> Entry:
+    """Test prompts with a score above the threshold that validation gives."""
+    threshold = calibrate(validation_scores, validation.prompt_ids, cap, seed.seed)
+    outcome = thresholded(test, scores, threshold, cap, seed.seed)
+    return _asked(test, outcome, scores > threshold, scores, attempt_first)
+
+
+def _asked(results, outcome, called, scores, attempt_first) -> Entry:
+    """An entry whose calls are not the responses'."""
+    return Entry(dataclasses.replace(results, called=called), outcome, scores, attempt_first)
+
+
+def _free_scores(study: Study) -> Mapping[str, Callable[[Columns], Float[np.ndarray, " n"]]]:
+    """What the device's attempt itself says of it; high = offload."""
+    scores = {
+        "& log-probability": lambda results: -results.logprob,
+        "& P(call)": lambda results: results.p_call,
+    }
+    if study.samples:
+        scores["& self-consistency"] = lambda results: -results.agreement
+    return scores
