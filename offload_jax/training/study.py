@@ -38,6 +38,7 @@ from offload_jax.training.experiment import Experiment, check_devices
 from offload_jax.training.experiment import from_config as experiment_from_config
 from offload_jax.training.logging import RunLog
 from offload_jax.training.run import Job
+from offload_jax.training.start import embed_numbers
 from offload_jax.training.workdir import Workdir, claim_parts, open_workdir
 
 BASE = "start"  # the policy before post-training
@@ -50,10 +51,12 @@ class RouterSettings:
     reads: Literal["prompt", "prompt_and_response"]
     body: Literal["deberta", "device"]  # from scratch, or from the policy's own weights
     optimizer: OptimizerConfig
-    width: int = 64  # of DeBERTa, as the following
+    width: int = 96  # of DeBERTa, as the following
     layers: int = 2
     heads: int = 4
-    mlp: int = 128
+    mlp: int = 384
+    buckets: int = 32
+    max_distance: int = 256
     dropout: float = 0.1
     batch: int = 64
     epochs: int = 20
@@ -63,9 +66,9 @@ class RouterSettings:
         """The router's own settings, for the policies of an experiment."""
         bodies = {"device": experiment.device, "deberta": None}
         if self.body == "deberta":
-            sizes = {name: getattr(self, name) for name in ("width", "layers", "heads", "mlp")}
-            vocabulary = experiment.device.vocabulary
-            body = deberta.DebertaConfig(vocabulary, **sizes, dropout=self.dropout)
+            names = ("width", "layers", "heads", "mlp", "buckets", "max_distance", "dropout")
+            sizes = {name: getattr(self, name) for name in names}
+            body = deberta.DebertaConfig(experiment.device.vocabulary, **sizes)
             bodies = {"device": None, "deberta": body}
         return RouterConfig(
             self.optimizer,
@@ -291,6 +294,7 @@ def _route(study: Study, job: Job, params: Params, console: rich.console.Console
             first = on_device(jax.device_get(params), job.experiment.device)
         else:
             first = deberta.init_params(config.deberta, jax.random.key(job.experiment.seed))
+            first = embed_numbers(first, job.sampler)  # as the device LLM's are: a fair start
         began = time.perf_counter()
         trained = train_router(
             first, examples["train"], examples["validation"], config, job.experiment.seed

@@ -21,7 +21,7 @@ from offload_jax.evaluation.metrics import capped, conditional_accuracy, overall
 from offload_jax.evaluation.records import read_records
 from offload_jax.training.logging import read_metrics
 from offload_jax.training.study import Study, variant_name
-from offload_jax.training.study_table import ALONE, CLOUD, Seed, entries, label, seeds_of
+from offload_jax.training.study_table import ALONE, CLOUD, Seed, entries, label, ordered, seeds_of
 
 REFERENCE = "gapg"
 
@@ -44,18 +44,15 @@ def report(study: Study, path: str | Path, console: rich.console.Console) -> Non
     _difficulty(study, seeds, figures / "difficulty.png")
     for name in study.sweeps:
         _sweep(study, seeds, name, figures)
-    for part in terminal(comparison):
-        console.print(part)
+    console.print(terminal(comparison))
     console.print(f"table.md, table.tex, table.json and figures are in {path}")
 
 
 def _training(study: Study, seeds: Sequence[Seed], path: Path) -> None:
     runs = {}
-    for method in study.methods:
+    for method in ordered(study.methods):
         metrics = [read_metrics(seed.workdir / "metrics.jsonl") for seed in seeds]
-        runs[label(method) if method != study.routed else ALONE] = [
-            [row for row in rows if row["stage"] == method] for rows in metrics
-        ]
+        runs[label(method)] = [[row for row in rows if row["stage"] == method] for rows in metrics]
     training_curves(runs, path, cap=study.base.evaluation.cap)
 
 
@@ -94,7 +91,7 @@ def _shares(row: Sequence[Entry]) -> list[list[float]]:
 
 def _difficulty(study: Study, seeds: Sequence[Seed], path: Path) -> None:
     """Calls by the count of numbers in the prompt, before the cap."""
-    methods = [name for name in study.methods if name != study.routed]
+    methods = [name for name in ordered(study.methods) if name != study.routed]
     counts: dict[int, dict[str, list[float]]] = {}
     for method in methods:
         for seed in seeds:

@@ -15,7 +15,7 @@ one, whatever the row.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,23 +36,28 @@ from offload_jax.training.workdir import Workdir
 
 CLOUD, ALONE = "Cloud LLM", "Task-Tuning Only"
 LABELS = {
-    "gapg": "GAPG",
-    "gapg_without_filter": "GAPG without filter",
-    "collaboration_aware": "Collaboration-Aware (Dr.GRPO)",
-    "collaboration_aware_grpo": "Collaboration-Aware (GRPO)",
-    "imitation": "Imitation of own best responses",
+    "task_tuned": ALONE,
     "prompt_router": "& Router: prompt, DeBERTa",
     "response_router": "& Router: prompt and response, DeBERTa",
     "device_router": "& Router: prompt, device-initialised",
     "device_response_router": "& Router: prompt and response, device-initialised",
-}
-
-Score = Callable[[str], Float[np.ndarray, " n"]]  # of a split's prompts, by prompt id
+    "imitation": "Imitation of own best responses",
+    "collaboration_aware_grpo": "Collaboration-Aware (GRPO)",
+    "collaboration_aware": "Collaboration-Aware (Dr.GRPO)",
+    "gapg_without_filter": "GAPG without filter",
+    "gapg": "GAPG",
+}  # in the order of the table
 
 
 def label(name: str) -> str:
     """How a method or router is called in tables."""
     return LABELS.get(name, name)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Names of methods or routers in the order of the table; a config keeps none."""
+    places = {name: i for i, name in enumerate(LABELS)}
+    return sorted(names, key=lambda name: (places.get(name, len(places)), name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,8 @@ def _of_seed(study: Study, seed: Seed) -> dict[str, Entry]:
         ALONE: Entry(test, nobody, None, True),
         "& Naive Offloading": _asked(test, random, random.offloaded, None, False),
     }
-    for name, settings in study.routers.items():
+    for name in ordered(study.routers):
+        settings = study.routers[name]
         scores = [
             read_scores(scores_path(seed.workdir, name, split), results.prompt_ids)
             for split, results in (("validation", validation), ("test", test))
@@ -105,7 +111,7 @@ def _of_seed(study: Study, seed: Seed) -> dict[str, Entry]:
     perfect = oracle_scores(test)
     chosen = top_scores(perfect, test.prompt_ids, offload_limit(len(perfect), cap), seed.seed)
     rows["& oracle"] = _asked(test, outcome_of(test, chosen, "the oracle"), chosen, perfect, True)
-    for name in study.methods:
+    for name in ordered(study.methods):
         if name == study.routed:
             continue
         own, held_out = seed.results(name), seed.results(name, "validation")
