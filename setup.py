@@ -21,9 +21,14 @@ setup(
         "optax>=0.2.4",
         "orbax-checkpoint>=0.11",
         "rich>=13.0",
+        "safetensors>=0.5",
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.8",
         "tokenizers>=0.21",
     ],
-    extras_require={"test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.8"]},
+    extras_require={
+        "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.8"],
+        # What the parity tests compare with; without it they are skipped.
+        "torch": ["torch==2.13.0", "transformers>=4.50"],
+    },
 )

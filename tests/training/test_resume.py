@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 
 from offload_jax.cloud import make_cloud
+from offload_jax.learning.objective import ObjectiveConfig
 from offload_jax.learning.update import TrainState
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sharding import MeshConfig, make_mesh
@@ -15,7 +17,7 @@ from offload_jax.training.detectors import RunError
 from offload_jax.training.experiment import from_config
 from offload_jax.training.logging import RunLog
 from offload_jax.training.loop import Stage, run_stage
-from offload_jax.training.post_training import gapg_stage, init_gapg
+from offload_jax.training.post_training import init_post_training, post_training_stage
 from offload_jax.training.start import init_start, start_stage
 from offload_jax.training.workdir import open_workdir
 
@@ -62,7 +64,7 @@ def assert_same_bits(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("name", ["start", "gapg"])
+@pytest.mark.parametrize("name", ["start", "gapg", "grpo"])
 def test_a_killed_and_resumed_stage_is_bitwise_the_uninterrupted_one(setting, tmp_path, name):
     experiment, sampler, cloud, mesh = setting
     if name == "start":
@@ -72,10 +74,14 @@ def test_a_killed_and_resumed_stage_is_bitwise_the_uninterrupted_one(setting, tm
         def initial():
             return init_start(experiment, sampler, mesh)
     else:
-        stage = gapg_stage(experiment, sampler, cloud, warn=lambda: None)
+        objective = ObjectiveConfig(name, updates=2 if name == "grpo" else 1)
+        learning = dataclasses.replace(experiment.learning, objective=objective)
+        experiment = dataclasses.replace(experiment, learning=learning)
+        stage = post_training_stage(experiment, sampler, cloud, name, warn=lambda: None)
 
         def initial():
-            return init_gapg(experiment, init_start(experiment, sampler, mesh).params, mesh)
+            start = init_start(experiment, sampler, mesh)
+            return init_post_training(experiment, start.params, mesh)
 
     whole = run(stage, initial, tmp_path / "whole", experiment, sampler)
     assert not np.array_equal(whole.params["embedding"], initial().params["embedding"])

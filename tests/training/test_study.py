@@ -1,0 +1,189 @@
+"""A study: what methods share is done once, and the table follows from what lies on disk."""
+
+import copy
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rich.console
+
+from offload_jax.evaluation.metrics import capped
+from offload_jax.training import study as study_module
+from offload_jax.training.study import compute, from_config, read_scores, variant_name
+from offload_jax.training.study_report import report
+from offload_jax.training.study_table import entries, seeds_of
+
+CONFIG = Path(__file__).parents[2] / "configs" / "countdown_cpu_table.py"
+SHAPE = {"data": 2, "fsdp": 1, "tensor": 1}
+
+
+def config_of(size, tiny=None):
+    spec = importlib.util.spec_from_file_location("countdown_cpu_table", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(size)
+    if tiny:
+        config.base.update_from_flattened_dict(tiny.OVERRIDES)
+    return config.to_dict()
+
+
+@pytest.fixture(scope="module")
+def settings(tiny):
+    config = config_of("smoke", tiny)
+    config["base"]["learning"]["steps"] = 2
+    config["base"]["mesh"] = {**SHAPE, "data": 8}
+    config["seeds"] = (0, 1)
+    for name in ("collaboration_aware_grpo", "gapg_without_filter"):
+        del config["methods"][name]
+    config["routers"] = {"prompt_router": config["routers"]["prompt_router"]}
+    config["routers"]["prompt_router"] |= {"width": 16, "heads": 2, "mlp": 16, "batch": 8}
+    config["sweeps"] = {
+        "call_reward": {
+            "setting": "learning.reward.call",
+            "at": (0.1, 0.3),
+            "methods": ("gapg",),
+            "seeds": 1,
+        }
+    }
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    path = tmp_path_factory.mktemp("study")
+    study = from_config(settings)
+    compute(study, path, quiet())
+    report(study, path, quiet())
+    return study, path
+
+
+def quiet():
+    return rich.console.Console(file=io.StringIO(), width=100)
+
+
+def test_it_leaves_tables_and_figures(finished):
+    _, path = finished
+    for name in ("table.md", "table.tex", "table.json", "study.json"):
+        assert (path / name).stat().st_size > 0
+    for name in ("training", "budgets", "filter", "difficulty", "call_reward"):
+        assert (path / "figures" / f"{name}.png").stat().st_size > 10_000
+    table = json.loads((path / "table.json").read_text())
+    assert [method["name"] for method in table["methods"]] == [
+        "Cloud LLM",
+        "Task-Tuning Only",
+        "& Naive Offloading",
+        "& Router: prompt, DeBERTa",
+        "& log-probability",
+        "& P(call)",
+        "& self-consistency",
+        "& oracle",
+        "Collaboration-Aware (Dr.GRPO)",
+        "Collaboration-Aware (Dr.GRPO) + dial",
+        "GAPG",
+        "GAPG + dial",
+    ]
+
+
+def test_a_finished_study_is_only_reported(finished, monkeypatch):
+    study, path = finished
+
+    def refuse(*_, **__):
+        raise AssertionError("nothing is left to do")
+
+    for name in ("train_router",):
+        monkeypatch.setattr(study_module, name, refuse)
+    monkeypatch.setattr("offload_jax.training.run.evaluate", refuse)
+    before = (path / "table.json").read_text()
+    stages = {s: (path / f"seed{s}" / "metrics.jsonl").read_text() for s in study.seeds}
+    compute(study, path, quiet())
+    report(study, path, quiet())
+    assert (path / "table.json").read_text() == before
+    for seed, text in stages.items():
+        assert (path / f"seed{seed}" / "metrics.jsonl").read_text() == text
+
+
+def test_rows_follow_from_records_and_scores(finished):
+    study, path = finished
+    rows, cap = entries(study, path), study.base.evaluation.cap
+    for i, seed in enumerate(seeds_of(study, path)):
+        own = seed.results("gapg")
+        expected = capped(own, cap, seed.seed)
+        np.testing.assert_array_equal(rows["GAPG"][i].outcome.correct, expected.correct)
+        tuned = seed.results("task_tuned")
+        alone = rows["Task-Tuning Only"][i].outcome
+        np.testing.assert_array_equal(alone.correct, tuned.device_correct)
+        scores = read_scores(
+            study_module.scores_path(seed.workdir, "prompt_router", "test"), tuned.prompt_ids
+        )
+        np.testing.assert_array_equal(rows["& Router: prompt, DeBERTa"][i].scores, scores)
+        assert rows["& oracle"][i].outcome.correct.sum() >= alone.correct.sum()
+        for row in rows.values():
+            entry = row[min(i, len(row) - 1)]
+            assert entry.outcome.offloaded.mean() <= cap or row is rows["Cloud LLM"]
+
+
+def test_a_variant_with_the_methods_own_value_is_not_trained_again(finished):
+    _, path = finished
+    names = {path.stem for path in (path / "seed0" / "records").glob("*.jsonl")}
+    assert variant_name("call_reward", "gapg", 0.1) in names
+    assert variant_name("call_reward", "gapg", 0.3) not in names
+    assert not list((path / "seed1" / "records").glob("*call_reward*"))
+
+
+def test_another_setting_under_the_same_name_is_refused(finished, settings):
+    _, path = finished
+    changed = copy.deepcopy(settings)
+    changed["methods"]["gapg"] = {"learning": {"reward": {"call": 0.2}}}
+    with pytest.raises(ValueError, match=r"study\.json belongs to a study with other settings"):
+        compute(from_config(changed), path, quiet())
+
+
+def test_scores_of_other_prompts_are_refused(finished):
+    study, path = finished
+    scores = study_module.scores_path(seeds_of(study, path)[0].workdir, "prompt_router", "test")
+    with pytest.raises(ValueError, match="is about other prompts"):
+        read_scores(scores, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"seedz": (0,)}, r"config\.seedz is not a setting; did you mean 'seeds'"),
+        ({"seeds": (0, 0)}, r"config\.seeds is \(0, 0\); it must be different integers"),
+        ({"routed": "gpag"}, r"config\.routed is 'gpag'; it must be one of"),
+        ({"methods": {"start": {}, "gapg": {}, "task_tuned": {}}}, r"methods\.start"),
+        (
+            {"methods": {"task_tuned": {"learning": {"stepz": 3}}}},
+            r"config\.methods\.task_tuned: config\.learning\.stepz is not a setting",
+        ),
+        (
+            {"methods": {"task_tuned": {}, "gapg": {"device": {"width": 64}}}},
+            r"config\.methods\.gapg changes device, which all methods share",
+        ),
+        (
+            {
+                "sweeps": {
+                    "g": {"setting": "sampling.group", "at": (2,), "methods": ("x",), "seeds": 1}
+                }
+            },
+            r"config\.sweeps\.g\.methods: 'x' is not in config\.methods",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        from_config({**config_of("smoke"), **change})
+
+
+def test_the_papers_rows_are_configs():
+    study = from_config(config_of("main"))
+    tuned = study.methods["task_tuned"].learning
+    assert tuned.reward.call == 0 and not tuned.filter.enabled
+    rival = study.methods["collaboration_aware"].learning
+    assert rival.objective.name == "dr_grpo" and rival.reward.call > 0 and not rival.filter.enabled
+    gapg = study.methods["gapg"].learning
+    assert gapg.objective.name == "gapg" and gapg.filter.enabled
+    assert gapg.optimizer == rival.optimizer == tuned.optimizer
