@@ -475,6 +475,9 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
+_ONLY_ON_PAPER = ("conditional", "offloaded", "p")
+
+
 def terminal(comparison: Comparison) -> rich.table.Table:
     """The main table for a terminal of 100 columns."""
     block = _main(comparison)
@@ -485,11 +488,13 @@ def terminal(comparison: Comparison) -> rich.table.Table:
         padding=0,
         show_edge=False,
     )
-    for i, title in enumerate(block.header):
-        built.add_column(
-            rich.markup.escape(title), justify="right" if i else "left", overflow="fold"
-        )
+    # Only what decides fits into a terminal; the rest is in table.md.
+    shown = [i for i, title in enumerate(block.header) if title not in _ONLY_ON_PAPER]
+    for i in shown:
+        # Only names may wrap: half a number is worse than none.
+        title = rich.markup.escape(block.header[i])
+        built.add_column(title, justify="right" if i else "left", no_wrap=i > 0)
     for row in block.body:
         # The interval goes below its estimate: on one line the table would be too wide.
-        built.add_row(*(rich.markup.escape(cell.replace(" [", "\n[")) for cell in row))
+        built.add_row(*(rich.markup.escape(row[i].replace(" [", "\n[")) for i in shown))
     return built
