@@ -10,8 +10,8 @@
 | every other method | its own | who calls |
 | + dial | its own | P(call) above a threshold |
 
-A threshold offloads the cap's share of validation prompts. Calls above the cap are answered by no
-one, whatever the row.
+A threshold offloads the cap's share of validation prompts. On test prompts what asks for the cloud
+beyond the cap goes back to the device: its answer counts, where its response is one.
 """
 
 import dataclasses
