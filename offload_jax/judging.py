@@ -20,7 +20,7 @@ class Judgement:
     device_correct: Bool[Array, "P G"]  # the device's own answer is right
     called: Bool[Array, "P G"]  # the response asks for the cloud
     formatted: Bool[Array, "P G"]  # the response follows the template exactly
-    cloud_correct: Bool[Array, " P"]  # some response called, and the cloud's answer was right
+    cloud_correct: Bool[Array, " P"]  # the cloud was asked, and its answer was right
     cloud_tokens: Int[Array, " P"] | None = None  # of the cloud's answer, 0 where it was not asked
 
 
@@ -33,8 +33,8 @@ def judge(
 ) -> Judgement:
     """Judges the response texts [P, G] of prompts [P].
 
-    The cloud is asked once for each prompt that has a call, all in one batch: every calling
-    response of a group shares that answer (GAPG, step 2).
+    The cloud is asked once for each prompt that has a call (with `ask_all` for every prompt), all
+    in one batch: every calling response of a group shares that answer (GAPG, step 2).
 
     Raises:
         ValueError: when the texts are not P groups of one size, or the cloud does not give one

@@ -12,7 +12,7 @@ import numpy as np
 import rich.box
 import rich.markup
 import rich.table
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from offload_jax.evaluation.budgets import (
     aiq,
@@ -26,7 +26,6 @@ from offload_jax.evaluation.budgets import (
 from offload_jax.evaluation.metrics import (
     Estimate,
     Outcome,
-    call_ratio,
     conditional_accuracy,
     local_accuracy,
     mcnemar,
@@ -44,18 +43,20 @@ class Entry:
     """One method with one seed on the test prompts.
 
     Attributes:
-        results: the device's records, with the cloud's answer to every prompt; `called` is what
-            the method asked for before the cap.
+        results: the device's records, with the cloud's answer to every prompt.
         outcome: who answered which prompt, and how it went.
         scores: per prompt, high = offload first; None where the method has no score.
         attempt_first: the device tries before the decision. False: a router on the prompt alone,
             or the cloud alone, which spares the device's attempt on offloaded prompts.
+        asked: the prompts for which the method asks, before the cap; None: those whose response
+            calls.
     """
 
     results: Columns
     outcome: Outcome
     scores: Float[np.ndarray, " n"] | None
     attempt_first: bool
+    asked: Bool[np.ndarray, " n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Comparison:
         reference: the method that the others are subtracted from.
         device, cloud: the two methods between which the recovered gap is measured.
         cap: largest share of prompts offloaded.
-        seed: decided which calls survive the cap, and the resampling.
+        seed: decided ties of scores, and the resampling.
         n: number of test prompts.
     """
 
@@ -204,7 +205,7 @@ def _numbers(
         "overall": overall,
         "conditional": conditional.value if conditional else None,
         "local": local_accuracy(results).value,
-        "call_ratio": call_ratio(results).value,
+        "call_ratio": float(np.mean(results.called if entry.asked is None else entry.asked)),
         "offloaded": offload_ratio(outcome),
         "needless": routing.needless,
         "missed": routing.missed,
@@ -226,8 +227,10 @@ def _score_numbers(entry: Entry, seed: int) -> dict[str, float | None]:
     if entry.scores is None:
         return dict.fromkeys(("auroc", "apgr", "cpt_50", "cpt_80", "aiq"))
     curve = budget_curve(entry.results, entry.scores, seed)
+    # A call is never correct: a policy's own P(call) would be praised for finding its own calls.
+    answered = ~entry.results.called
     return {
-        "auroc": auroc(entry.scores, ~entry.results.device_correct),
+        "auroc": auroc(entry.scores[answered], ~entry.results.device_correct[answered]),
         "apgr": apgr(curve),
         "cpt_50": calls_to_reach(curve, 0.5),
         "cpt_80": calls_to_reach(curve, 0.8),
@@ -360,8 +363,8 @@ def _main(comparison: Comparison) -> _Block:
         body=tuple((*row, *more) for row, more in zip(block.body, extra, strict=True)),
         caption=(
             f"Percent of n = {comparison.n:,} test prompts, {_seeds(comparison)}; calls capped at "
-            f"{100 * comparison.cap:g} %, survivors drawn with seed {comparison.seed}; a call "
-            f"beyond the cap counts as wrong, and the call ratio is before the cap. ±: sample "
+            f"{100 * comparison.cap:g} %. A response that calls counts as wrong where the "
+            f"cap keeps it from the cloud; the call ratio is before the cap. ±: sample "
             f"standard deviation over seeds. {reference} − method: in overall accuracy, in "
             f"points; brackets: 95 % interval (bootstrap over seeds and prompts); p: sign-flip "
             f"test clustered by prompt, with one seed McNemar's exact test."
@@ -375,12 +378,12 @@ def _routing(comparison: Comparison) -> _Block:
         f"seed {comparison.seed}; ±: sample standard deviation over seeds. Needless: offloaded, "
         f"though the device was right (a response that calls is no answer, so a policy's own call "
         f"never is). Missed: retained, though only the cloud was right. Both wrong: neither was "
-        f"right. AUROC: the score finds the device's errors. PGR: share "
+        f"right. AUROC: the score finds the errors among responses that do not call. PGR: share "
         f"recovered of the gap between {comparison.device} (local) and {comparison.cloud}; APGR: "
         f"its mean over all budgets, between the ends of the method's own curve; CPT(x): calls "
-        f"to recover x of that gap; AIQ: area under the hull of accuracy against calls. Gap to "
-        f"oracle: overall accuracy lost to the best offloading of the same records under the "
-        f"cap. –: no meaning, or not for every seed."
+        f"to recover x of the gap between those ends; AIQ: area under the hull of accuracy "
+        f"against calls. Gap to oracle: overall accuracy lost to the best offloading of the "
+        f"same records under the cap. –: no meaning, or not for every seed."
     )
     return _block(comparison, _ROUTING, caption)
 
@@ -390,7 +393,9 @@ def _usage_block(comparison: Comparison) -> _Block:
         f"Per test prompt (n = {comparison.n:,}), {_seeds(comparison)}, cap "
         f"{100 * comparison.cap:g} %, seed {comparison.seed}; ±: sample standard deviation over "
         f"seeds. An offloaded prompt costs the device's attempt too, unless the router decides "
-        f"on the prompt alone. –: not known."
+        f"on the prompt alone. Tokens are counted, seconds and dollars reckoned with "
+        f"config.evaluation.usage from the tokens of the cloud's text: an oracle's is the bare "
+        f"answer, so that a reasoning model's would cost more. –: not known."
     )
     return _block(comparison, _USAGE, caption)
 

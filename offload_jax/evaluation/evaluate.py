@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,9 +13,10 @@ from offload_jax.device.params import Params
 from offload_jax.evaluation.decision import call_probabilities
 from offload_jax.evaluation.records import Record
 from offload_jax.evaluation.usage import UsageConfig
-from offload_jax.judging import judge
+from offload_jax.judging import Judgement, judge
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import decode_responses
+from offload_jax.sharding import prompt_shards
 from offload_jax.tasks.task import Prompt
 
 
@@ -29,6 +31,7 @@ def evaluate(
     batch: int,
     usage: UsageConfig,
     ask_all: bool = False,
+    scores: bool = True,
     samples: int = 0,
 ) -> list[Record]:
     """One greedy response to each prompt, judged; one record each, in the prompts' order.
@@ -44,27 +47,29 @@ def evaluate(
             one compiled program serves all.
         usage: what seconds and dollars are reckoned with.
         ask_all: ask the cloud for every prompt, as random offloading and cloud-only rows need.
+        scores: compute P(call), at the price of one forward pass.
         samples: responses sampled besides for self-consistency, k; 0: none, and no `agreement`.
     """
-    greedy, records = sampler.greedy(), []
+    records = []
     for first in range(0, len(prompts), batch):
         real = list(prompts[first : first + batch])
         filled = real + [real[-1]] * (batch - len(real))
-        encoded, rollout = greedy(params, filled, jax.random.key(0))
-        scores = None if not samples else _agreement(params, sampler, filled, seed, samples)
+        encoded, rollout = sampler.greedy()(params, filled, jax.random.key(0))
         host = jax.device_get(rollout)
         texts = decode_responses(sampler.tokenizer, host)
         parsed = [sampler.task.parse(text) for (text,) in texts]
-        p_call = call_probabilities(
-            params, sampler.device, sampler.task, encoded, host.tokens, host.lengths, parsed
-        )
+        tokens, lengths = host.tokens[:, 0], host.lengths[:, 0]
+        p_call = agreement = [None] * batch
+        if scores:
+            p_call = call_probabilities(
+                params, sampler.device, sampler.task, encoded, host.tokens, host.lengths, parsed
+            ).tolist()
+        if samples:
+            agreement = _agreement(params, sampler, filled, seed, samples)
         judgement = judge(sampler.task, cloud, real, texts[: len(real)], ask_all=ask_all)
         prompt_tokens = np.asarray(encoded.lengths)
         for i, prompt in enumerate(real):
-            length = int(host.lengths[i, 0])
-            asked = ask_all or bool(judgement.called[i, 0])
-            question_tokens = len(sampler.tokenizer.encode(prompt.question).ids)
-            cloud_tokens = int(judgement.cloud_tokens[i])
+            length, asked = int(lengths[i]), ask_all or bool(judgement.called[i, 0])
             records.append(
                 Record(
                     prompt_id=prompt.id,
@@ -72,26 +77,38 @@ def evaluate(
                     seed=seed,
                     question=prompt.question,
                     gold=dict(prompt.gold),
-                    response_tokens=host.tokens[i, 0, :length].tolist(),
+                    response_tokens=tokens[i, :length].tolist(),
                     response=texts[i][0],
                     finish="stop" if host.stopped[i, 0] else "length",
                     kind=parsed[i].kind.name.lower(),
                     answer=parsed[i].answer,
                     device_correct=bool(judgement.device_correct[i, 0]),
                     called=bool(judgement.called[i, 0]),
-                    cloud_correct=bool(judgement.cloud_correct[i]) if asked else None,
                     device_tokens=length,
                     prompt_tokens=int(prompt_tokens[i]),
                     logprob=float(host.logprobs[i, 0].sum() / length),
-                    p_call=float(p_call[i]),
-                    agreement=None if scores is None else float(scores[i]),
-                    cloud_tokens=cloud_tokens if asked else None,
+                    p_call=p_call[i],
+                    agreement=agreement[i],
                     device_seconds=usage.device_seconds(int(prompt_tokens[i]), length),
-                    cloud_seconds=usage.cloud_seconds(cloud_tokens) if asked else None,
-                    cost=usage.dollars(question_tokens, cloud_tokens) if asked else None,
+                    **_cloud_fields(sampler, usage, prompt, judgement, i, asked),
                 )
             )
     return records
+
+
+def _cloud_fields(
+    sampler: Sampler, usage: UsageConfig, prompt: Prompt, judgement: Judgement, i: int, asked: bool
+) -> dict[str, Any]:
+    """What a record says of the cloud; None throughout where it was not asked."""
+    if not asked:
+        return dict.fromkeys(("cloud_correct", "cloud_tokens", "cloud_seconds", "cost"))
+    question, answer = len(sampler.tokenizer.encode(prompt.question)), judgement.cloud_tokens[i]
+    return {
+        "cloud_correct": bool(judgement.cloud_correct[i]),
+        "cloud_tokens": int(answer),
+        "cloud_seconds": usage.cloud_seconds(int(answer)),
+        "cost": usage.dollars(question, int(answer)),
+    }
 
 
 def _agreement(
@@ -104,10 +121,15 @@ def _agreement(
     sampling = dataclasses.replace(sampler.sampling, group=samples, temperature=1.0)
     several = dataclasses.replace(sampler, sampling=sampling)
     key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1))  # no step has this number
-    _, rollout = several(params, prompts, key)
+    shards = prompt_shards(sampler.mesh)
+    at_once = -(-len(prompts) // samples // shards) * shards  # about as many rows as greedily
     shares = []
-    for group in decode_responses(sampler.tokenizer, jax.device_get(rollout)):
-        answers = [sampler.task.parse(text).answer for text in group]
-        counts = Counter(answer for answer in answers if answer is not None)
-        shares.append(max(counts.values(), default=0) / samples)
+    for first in range(0, len(prompts), at_once):
+        real = list(prompts[first : first + at_once])
+        _, rollout = several(params, real + [real[-1]] * (at_once - len(real)), key)
+        groups = decode_responses(sampler.tokenizer, jax.device_get(rollout))[: len(real)]
+        for group in groups:
+            answers = [sampler.task.parse(text).answer for text in group]
+            counts = Counter(answer for answer in answers if answer is not None)
+            shares.append(max(counts.values(), default=0) / samples)
     return shares

@@ -31,7 +31,7 @@ _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 _MARKERS = "osD^v<"
 _LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---")
-_BOUNDS = {"random": ":", "oracle": "--"}  # by name: not methods, but what any method lies between
+_BOUNDS = {"random": ":", "oracle": "--"}  # by a name's first word: bounds, not methods
 _NOTE = {"fontsize": 9, "color": "#555555"}
 
 
@@ -108,7 +108,7 @@ def budget_curves(
     Raises ValueError where there is no curve, or the curves of one method differ in budgets.
     """
     _check_methods(curves)
-    methods = [name for name in {**curves, **points} if name.lower() not in _BOUNDS]
+    methods = [name for name in {**curves, **points} if name.lower().split()[0] not in _BOUNDS]
     style = {name: i for i, name in enumerate(methods)}
     with _figure(path, (8, 6.5)) as figure:
         axes = figure.subplots()
@@ -291,7 +291,7 @@ def _budget_line(
 ) -> None:
     mean = accuracy.mean(0)
     if i is None:
-        line = _BOUNDS[name.lower()]
+        line = _BOUNDS[name.lower().split()[0]]
         axes.plot(budgets, mean, color=GREY, linestyle=line, linewidth=1.8, label=name, zorder=1.5)
         return
     # Shifted from method to method, so that the markers of equal curves do not hide each other.

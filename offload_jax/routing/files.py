@@ -44,7 +44,7 @@ def load_router(folder: str | Path) -> tuple[Params, RouterConfig]:
     require(path.is_file(), f"{path} is missing.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     require(isinstance(values, dict), f"{path} is not a JSON object.")
     config = parse(RouterConfig, values, str(path))
@@ -53,7 +53,7 @@ def load_router(folder: str | Path) -> tuple[Params, RouterConfig]:
     require(path.is_file(), f"{path} is missing.")
     try:
         tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}.") from None
     expected = jax.eval_shape(partial(_any_params, config.body), jax.random.key(0))
     named = _named(expected)

@@ -52,7 +52,7 @@ def huggingface_config(folder: str | Path, dropout: float = 0.1) -> DebertaConfi
     require(path.is_file(), f"{path} is missing.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     require(isinstance(values, dict), f"{path} is not a JSON object.")
     _refuse_others(path, values)
@@ -101,7 +101,7 @@ def load_huggingface(folder: str | Path, config: DebertaConfig, key: jax.Array) 
     require(path.is_file(), f"{path} is missing; weights are read from that one file only.")
     try:
         tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}.") from None
     tensors = {name.removeprefix("deberta."): x for name, x in tensors.items()}
     tensors = {name: x for name, x in tensors.items() if not name.startswith(_IGNORED)}

@@ -95,6 +95,7 @@ def post_training_stage(
             seed=experiment.seed,
             batch=experiment.evaluation.batch,
             usage=experiment.evaluation.usage,
+            scores=False,
         )
         values = summary(records, experiment.evaluation.cap, experiment.seed)
         return {f"validation/{name}": value for name, value in values.items()}

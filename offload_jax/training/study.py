@@ -6,6 +6,7 @@ are made from what it leaves.
 """
 
 import dataclasses
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ from offload_jax.training.start import embed_numbers
 from offload_jax.training.workdir import Workdir, claim_parts, open_workdir
 
 BASE = "start"  # the policy before post-training
+REFERENCE = "gapg"  # the method that all others are compared with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,10 @@ class Sweep:
     methods: tuple  # names in `methods`
     seeds: int  # the first so many of the study's seeds
 
+    def __post_init__(self):
+        for name in ("at", "methods"):
+            require(len(getattr(self, name)) > 0, f"{name} must not be empty.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -126,39 +132,32 @@ def from_config(config: Mapping[str, Any]) -> Study:
     Raises:
         ValueError: an unknown key or an impossible value, named by its path.
     """
-    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    known = ("base", "seeds", "methods", "routed", "routers", "samples", "sweeps")
-    for key in config:
-        require(key in known, f"config.{key} is not a setting{nearest(key, known)}")
-    for key in known:
-        require(key in config, f"config.{key} is missing.")
-    seeds = tuple(config["seeds"])
-    require(
-        len(seeds) > 0 and len(set(seeds)) == len(seeds) and all(type(s) is int for s in seeds),
-        f"config.seeds is {seeds}; it must be different integers.",
-    )
+    config = _sections(config)
+    _check_names([*config["methods"], *config["routers"], *config["sweeps"]])
+    seeds = _seeds(config["seeds"])
     methods = {
         name: _experiment(config["base"], changes, seeds[0], f"config.methods.{name}")
         for name, changes in config["methods"].items()
     }
+    routed = config["routed"]
+    require(routed in methods, f"config.routed is {routed!r}; it must be in config.methods.")
     require(
-        config["routed"] in methods,
-        f"config.routed is {config['routed']!r}; it must be one of {', '.join(methods)}.",
+        REFERENCE in methods and routed != REFERENCE,
+        f"config.methods needs {REFERENCE}, which all others are compared with, besides the method"
+        " of config.routed.",
     )
     require(BASE not in methods, f"config.methods.{BASE}: the name stands for the start.")
-    base = methods[config["routed"]]
+    base = methods[routed]
+    for seed in seeds:
+        _seeded(base, seed)  # raises where it cannot be one
     for name, experiment in methods.items():
-        for section in ("task", "device", "cloud", "start", "evaluation", "mesh"):
-            require(
-                getattr(experiment, section) == getattr(base, section),
-                f"config.methods.{name} changes {section}, which all methods share.",
-            )
+        _check_shared(base, experiment, f"config.methods.{name}")
     sweeps = {
         name: parse(Sweep, values, f"config.sweeps.{name}")
         for name, values in config["sweeps"].items()
     }
     variants = {
-        (name, method, value): _variant(config, seeds[0], name, sweep, method, value)
+        (name, method, value): _variant(config, base, name, sweep, method, value)
         for name, sweep in sweeps.items()
         for method in sweep.methods
         for value in sweep.at
@@ -167,12 +166,75 @@ def from_config(config: Mapping[str, Any]) -> Study:
         name: parse(RouterSettings, values, f"config.routers.{name}")
         for name, values in config["routers"].items()
     }
-    for settings in routers.values():
+    for name, settings in routers.items():
+        _check_router(settings, base, f"config.routers.{name}")
+    return Study(seeds, methods, routed, routers, config["samples"], sweeps, variants)
+
+
+def _sections(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as plain dicts, complete and of the right types on its first level."""
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    known = ("base", "seeds", "methods", "routed", "routers", "samples", "sweeps")
+    for key in config:
+        require(key in known, f"config.{key} is not a setting{nearest(key, known)}")
+    for key in known:
+        require(key in config, f"config.{key} is missing.")
+    for key in ("base", "methods", "routers", "sweeps"):
+        require(isinstance(config[key], Mapping), f"config.{key} must be a section.")
+    samples = config["samples"]
+    require(
+        type(samples) is int and samples >= 0,
+        f"config.samples is {samples!r}; it must be an integer of at least 0.",
+    )
+    return config
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        require(
+            re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None and names.count(name) == 1,
+            f"{name!r}, in config.methods, routers or sweeps, must be a name of its own, of"
+            " letters, digits, _ and -.",
+        )
+
+
+def _seeds(values: Any) -> tuple[int, ...]:
+    seeds = tuple(values) if isinstance(values, tuple | list) else ()
+    require(
+        len(seeds) > 0 and len(set(seeds)) == len(seeds) and all(type(s) is int for s in seeds),
+        f"config.seeds is {values!r}; it must be different integers.",
+    )
+    return seeds
+
+
+def _check_shared(base: Experiment, experiment: Experiment, path: str) -> None:
+    """Methods of one seed share data, start, cloud and evaluation; they differ in what follows."""
+    sampling = dataclasses.replace(experiment.sampling, group=base.sampling.group)
+    differing = dataclasses.replace(experiment, learning=base.learning, sampling=sampling)
+    changed = [
+        field.name
+        for field in dataclasses.fields(base)
+        if getattr(differing, field.name) != getattr(base, field.name)
+    ]
+    require(
+        not changed,
+        f"{path} changes {', '.join(changed)}, which all methods share; only learning and"
+        " sampling.group may differ.",
+    )
+
+
+def _check_router(settings: RouterSettings, base: Experiment, path: str) -> None:
+    try:
         settings.config(base)
-    return Study(seeds, methods, config["routed"], routers, config["samples"], sweeps, variants)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    require(
+        settings.batch <= base.task.train,
+        f"{path}.batch is {settings.batch}; config.base.task.train has {base.task.train}.",
+    )
 
 
-def _variant(config, seed: int, name: str, sweep: Sweep, method: str, value: Any) -> Experiment:
+def _variant(config, base: Experiment, name: str, sweep: Sweep, method: str, value: Any):
     path = f"config.sweeps.{name}"
     require(method in config["methods"], f"{path}.methods: {method!r} is not in config.methods.")
     require(
@@ -183,10 +245,13 @@ def _variant(config, seed: int, name: str, sweep: Sweep, method: str, value: Any
     for key in reversed(sweep.setting.split(".")):
         changes = {key: changes}
     merged = _merged(config["methods"][method], changes)
-    return _experiment(config["base"], merged, seed, path)
+    experiment = _experiment(config["base"], merged, base.seed, path)
+    _check_shared(base, experiment, path)
+    return experiment
 
 
 def _experiment(base: Mapping, changes: Mapping, seed: int, path: str) -> Experiment:
+    require(isinstance(changes, Mapping), f"{path} must be a section.")
     try:
         return experiment_from_config({**_merged(base, changes), "seed": seed})
     except ValueError as error:
@@ -218,13 +283,14 @@ def compute(study: Study, path: str | Path, console: rich.console.Console) -> No
     for experiment in (*study.methods.values(), *study.variants.values()):
         check_devices(experiment, prompt_shards(mesh))
     path = Path(path).resolve()
-    claim_policies(path, study)
     jax.config.update("jax_compilation_cache_dir", str(path / "cache"))
     for seed in study.seeds:
         began = time.perf_counter()
         workdir = open_workdir(path / f"seed{seed}", _seeded(base, seed))
         with jax.set_mesh(mesh), RunLog(workdir.path) as log:
-            _compute_seed(study, Job(_seeded(base, seed), workdir, log, mesh), console)
+            job = Job(_seeded(base, seed), workdir, log, mesh)
+            claim_policies(path, study)  # not before everything has been checked
+            _compute_seed(study, job, console)
         minutes = (time.perf_counter() - began) / 60
         console.print(f"Seed {seed}: everything is there ({minutes:.1f} minutes).")
 
@@ -240,10 +306,8 @@ def claim_policies(path: Path, study: Study) -> None:
         parts[f"variants.{variant_name(sweep, method, value)}"] = experiment
     parts |= {f"routers.{name}": settings for name, settings in study.routers.items()}
     # The seed is the folder's: a study may get more seeds.
-    claim_parts(
-        path / "study.json",
-        {name: {**dataclasses.asdict(part), "seed": None} for name, part in parts.items()},
-    )
+    claimed = {name: {**dataclasses.asdict(part), "seed": None} for name, part in parts.items()}
+    claim_parts(path / "study.json", {**claimed, "routed": study.routed, "samples": study.samples})
 
 
 def _compute_seed(study: Study, job: Job, console: rich.console.Console) -> None:
@@ -264,8 +328,7 @@ def _compute_seed(study: Study, job: Job, console: rich.console.Console) -> None
             continue  # the method's own run has that value
         name = variant_name(sweep, method, value)
         params = job.post_train(name, start, _seeded(experiment, seed))
-        for split in ("validation", "test"):
-            job.test(name, params, split)
+        job.test(name, params, "validation")  # settings are not chosen by test prompts
 
 
 def _seeded(experiment: Experiment, seed: int) -> Experiment:
@@ -274,8 +337,7 @@ def _seeded(experiment: Experiment, seed: int) -> Experiment:
 
 def variant_name(sweep: str, method: str, value: Any) -> str:
     """The policy's name of a method at a value of a sweep."""
-    shown = f"{value:.6g}" if isinstance(value, float) else value
-    return f"{method}.{sweep}.{shown}"
+    return f"{method}.{sweep}.{value}"
 
 
 # --- trained routers ---
@@ -343,6 +405,11 @@ def read_scores(path: Path, prompt_ids: Sequence[int]) -> Float[np.ndarray, " n"
     Raises:
         ValueError: the file has other prompts.
     """
-    scores = {row.get("prompt_id"): row.get("score") for row in read_lines(path)}
+    scores: dict[int, float] = {}
+    for number, row in enumerate(read_lines(path), 1):
+        prompt, score = row.get("prompt_id"), row.get("score")
+        good = type(prompt) is int and type(score) is float and prompt not in scores
+        require(good, f"{path}, line {number}, is not a prompt_id and its score.")
+        scores[prompt] = score
     require(set(scores) == set(map(int, prompt_ids)), f"{path} is about other prompts.")
     return np.array([scores[int(i)] for i in prompt_ids], float)

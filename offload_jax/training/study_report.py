@@ -6,32 +6,37 @@ from pathlib import Path
 
 import numpy as np
 import rich.console
+from jaxtyping import Bool
 
 from offload_jax.evaluation.budgets import (
     Curve,
     budget_curve,
-    calibrate,
     oracle_curve,
     random_curve,
-    thresholded,
+    top_scores,
 )
 from offload_jax.evaluation.comparison import Entry, as_json, compare, latex, markdown, terminal
 from offload_jax.evaluation.figures import bars, budget_curves, sweep, training_curves
-from offload_jax.evaluation.metrics import capped, conditional_accuracy, overall_accuracy
-from offload_jax.evaluation.records import read_records
+from offload_jax.evaluation.metrics import (
+    capped,
+    conditional_accuracy,
+    offload_limit,
+    outcome_of,
+    overall_accuracy,
+)
+from offload_jax.evaluation.records import Columns, read_records
 from offload_jax.training.logging import read_metrics
-from offload_jax.training.study import Study, variant_name
-from offload_jax.training.study_table import ALONE, CLOUD, Seed, entries, label, ordered, seeds_of
-
-REFERENCE = "gapg"
+from offload_jax.training.study import REFERENCE, Study, variant_name
+from offload_jax.training.study_table import CLOUD, Seed, entries, label, ordered, seeds_of
 
 
 def report(study: Study, path: str | Path, console: rich.console.Console) -> None:
     """Writes table.{md,tex,json} and figures/, and prints the table."""
     path, cap = Path(path).resolve(), study.base.evaluation.cap
     rows, seeds = entries(study, path), seeds_of(study, path)
+    base = label(study.routed)
     comparison = compare(
-        rows, reference=label(REFERENCE), device=ALONE, cloud=CLOUD, cap=cap, seed=study.seeds[0]
+        rows, reference=label(REFERENCE), device=base, cloud=CLOUD, cap=cap, seed=study.seeds[0]
     )
     (path / "table.md").write_text(markdown(comparison), encoding="utf-8")
     (path / "table.tex").write_text(latex(comparison), encoding="utf-8")
@@ -39,7 +44,7 @@ def report(study: Study, path: str | Path, console: rich.console.Console) -> Non
     (path / "table.json").write_text(text, encoding="utf-8")
     figures = path / "figures"
     _training(study, seeds, figures / "training.png")
-    _budgets(rows, figures / "budgets.png")
+    _budgets(rows, base, figures / "budgets.png")
     _filter(study, rows, figures / "filter.png")
     _difficulty(study, seeds, figures / "difficulty.png")
     for name in study.sweeps:
@@ -56,7 +61,7 @@ def _training(study: Study, seeds: Sequence[Seed], path: Path) -> None:
     training_curves(runs, path, cap=study.base.evaluation.cap)
 
 
-def _budgets(rows: dict[str, list[Entry]], path: Path) -> None:
+def _budgets(rows: dict[str, list[Entry]], base: str, path: Path) -> None:
     """Accuracy at every budget by each row's score, and where its own decisions put it."""
     curves: dict[str, list[Curve]] = {}
     points = {}
@@ -64,33 +69,39 @@ def _budgets(rows: dict[str, list[Entry]], path: Path) -> None:
         scored = row[0].scores is not None
         if name.endswith("+ dial") or name == "& oracle" or not scored:
             continue
-        curves[name] = [budget_curve(e.results, e.scores, seed=i) for i, e in enumerate(row)]
+        curves[name] = [budget_curve(entry.results, entry.scores, seed=0) for entry in row]
         outcomes = [entry.outcome for entry in row]
         points[name] = (
             float(np.mean([o.offloaded.mean() for o in outcomes])),
             float(np.mean([o.correct.mean() for o in outcomes])),
         )
-    curves["random"] = [random_curve(entry.results) for entry in rows[ALONE]]
-    curves["oracle"] = [oracle_curve(entry.results) for entry in rows[ALONE]]
+    device = [entry.results for entry in rows[base]]
+    curves[f"random ({base})"] = [random_curve(results) for results in device]
+    curves[f"oracle ({base})"] = [oracle_curve(results) for results in device]
     budget_curves(curves, points, path)
 
 
 def _filter(study: Study, rows: dict[str, list[Entry]], path: Path) -> None:
     """GAPG with and without its filter."""
     names = [name for name in (label("gapg"), label("gapg_without_filter")) if name in rows]
+    if len(names) < 2:
+        return
     groups = ("overall", "conditional", "local", "call ratio")
     bars(groups, {name: _shares(rows[name]) for name in names}, "", "percent", path)
 
 
 def _shares(row: Sequence[Entry]) -> list[list[float]]:
     overall = [100 * overall_accuracy(entry.outcome).value for entry in row]
-    conditional = [100 * conditional_accuracy(entry.outcome).value for entry in row]
+    conditional = [conditional_accuracy(entry.outcome) for entry in row]
     local = [100 * float(entry.results.device_correct.mean()) for entry in row]
-    return [overall, conditional, local, [100 * float(e.results.called.mean()) for e in row]]
+    calls = [100 * float(entry.results.called.mean()) for entry in row]
+    return [overall, [100 * c.value for c in conditional if c is not None], local, calls]
 
 
 def _difficulty(study: Study, seeds: Sequence[Seed], path: Path) -> None:
-    """Calls by the count of numbers in the prompt, before the cap."""
+    """Calls by the count of numbers in the prompt, before the cap; Countdown alone has those."""
+    if study.base.task.name != "countdown":
+        return
     methods = [name for name in ordered(study.methods) if name != study.routed]
     counts: dict[int, dict[str, list[float]]] = {}
     for method in methods:
@@ -107,7 +118,7 @@ def _difficulty(study: Study, seeds: Sequence[Seed], path: Path) -> None:
 
 
 def _sweep(study: Study, seeds: Sequence[Seed], name: str, figures: Path) -> None:
-    """Overall accuracy, local accuracy and calls of the swept methods at each value."""
+    """Validation accuracy and calls of the swept methods at each value; no test prompt decides."""
     settings = study.sweeps[name]
     measured: dict[str, list[list[float]]] = {}
     budgets = None
@@ -118,30 +129,30 @@ def _sweep(study: Study, seeds: Sequence[Seed], name: str, figures: Path) -> Non
         for method in settings.methods:
             same = study.variants[name, method, value] == study.methods[method]
             policy = method if same else variant_name(name, method, value)
-            results = [seed.results(policy) for seed in seeds[: settings.seeds]]
-            overall = [
-                capped(r, cap, s.seed).correct.mean() for r, s in zip(results, seeds, strict=False)
-            ]
-            for what, values in (
-                ("overall", overall),
-                ("local", [r.device_correct.mean() for r in results]),
-                ("calls", [r.called.mean() for r in results]),
-            ):
-                line = measured.setdefault(f"{label(method)}: {what}", [])
-                line.append([100 * float(v) for v in values])
-            if budgets:
-                line = measured.setdefault(f"{label(method)}, one policy with the dial", [])
-                line.append([_dial(seed, method, cap) for seed in seeds[: settings.seeds]])
+            for seed in seeds[: settings.seeds]:
+                results = seed.results(policy, "validation")
+                found = {
+                    "overall": capped(results, cap, seed.seed).correct,
+                    "local": results.device_correct,
+                    "calls": results.called,
+                }
+                if budgets:
+                    one_for_all = seed.results(method, "validation")
+                    found["overall, by one policy's P(call)"] = _dial(one_for_all, cap, seed.seed)
+                for what, hits in found.items():
+                    cells = measured.setdefault(
+                        f"{label(method)}: {what}", [[] for _ in settings.at]
+                    )
+                    cells[i].append(100 * float(hits.mean()))
     if budgets:
         x, x_label = [100 * budget for budget in budgets], "call budget trained for (%)"
     else:
         x, x_label = list(settings.at), settings.setting
-    sweep(x, measured, x_label, "percent of test prompts", figures / f"{name}.png")
+    sweep(x, measured, x_label, "percent of validation prompts", figures / f"{name}.png")
 
 
-def _dial(seed: Seed, method: str, cap: float) -> float:
-    """Overall accuracy, in percent, of one policy whose P(call) is dialled to a budget."""
-    held_out, test = seed.results(method, "validation"), seed.results(method)
-    threshold = calibrate(held_out.p_call, held_out.prompt_ids, cap, seed.seed)
-    outcome = thresholded(test, test.p_call, threshold, cap, seed.seed)
-    return 100 * float(outcome.correct.mean())
+def _dial(results: Columns, cap: float, seed: int) -> Bool[np.ndarray, " n"]:
+    """Whether each prompt is answered correctly when the highest P(call) fill the budget."""
+    limit = offload_limit(results.prompt_ids.size, cap)
+    chosen = top_scores(results.p_call, results.prompt_ids, limit, seed)
+    return outcome_of(results, chosen, "the dial").correct

@@ -3,6 +3,7 @@
 | row | policy | who is offloaded |
 |---|---|---|
 | Cloud LLM | - | everyone |
+| Start | before post-training | who calls |
 | Task-Tuning Only | `routed` | no one |
 | & Naive Offloading | `routed` | a random share, the cap |
 | & Router, & log-probability, & self-consistency, & P(call) | `routed` | score above a threshold |
@@ -31,7 +32,7 @@ from offload_jax.evaluation.metrics import (
     randomly_offloaded,
 )
 from offload_jax.evaluation.records import Columns, columns, read_records
-from offload_jax.training.study import Study, read_scores, scores_path
+from offload_jax.training.study import BASE, Study, read_scores, scores_path
 from offload_jax.training.workdir import Workdir
 
 CLOUD, ALONE = "Cloud LLM", "Task-Tuning Only"
@@ -91,11 +92,13 @@ def entries(study: Study, path: str | Path) -> dict[str, list[Entry]]:
 def _of_seed(study: Study, seed: Seed) -> dict[str, Entry]:
     cap = study.base.evaluation.cap
     test, validation = (seed.results(study.routed, split) for split in ("test", "validation"))
-    nobody = outcome_of(test, np.zeros(len(test.prompt_ids), bool), ALONE)
+    nobody = outcome_of(test, np.zeros(len(test.prompt_ids), bool), "no offloading")
     everyone, random = cloud_only(test), randomly_offloaded(test, cap, seed.seed)
+    begin = seed.results(BASE)
     rows = {
         CLOUD: _asked(test, everyone, everyone.offloaded, None, False),
-        ALONE: Entry(test, nobody, None, True),
+        "Start": Entry(begin, capped(begin, cap, seed.seed), begin.p_call, True),
+        label(study.routed): Entry(test, nobody, None, True),
         "& Naive Offloading": _asked(test, random, random.offloaded, None, False),
     }
     for name in ordered(study.routers):
@@ -136,9 +139,9 @@ def _routed(
     return _asked(test, outcome, scores > threshold, scores, attempt_first)
 
 
-def _asked(results, outcome, called, scores, attempt_first) -> Entry:
+def _asked(results, outcome, asked, scores, attempt_first) -> Entry:
     """An entry whose calls are not the responses'."""
-    return Entry(dataclasses.replace(results, called=called), outcome, scores, attempt_first)
+    return Entry(results, outcome, scores, attempt_first, asked)
 
 
 def _free_scores(study: Study) -> Mapping[str, Callable[[Columns], Float[np.ndarray, " n"]]]:
@@ -148,5 +151,6 @@ def _free_scores(study: Study) -> Mapping[str, Callable[[Columns], Float[np.ndar
         "& P(call)": lambda results: results.p_call,
     }
     if study.samples:
-        scores["& self-consistency"] = lambda results: -results.agreement
+        # k samples agree in few degrees: the log-probability, at most some nats, parts the ties.
+        scores["& self-consistency"] = lambda results: -results.agreement - results.logprob / 1e3
     return scores

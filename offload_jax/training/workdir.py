@@ -90,6 +90,7 @@ def claim_parts(path: Path, parts: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         before = _read_json(path) if path.exists() else {}
+        require(isinstance(before, Mapping), f"{path} is not a JSON object.")
         shared = {name: before[name] for name in parts if name in before}
         changed = _differences(shared, {name: parts[name] for name in shared}, "config")
         require(
@@ -137,7 +138,7 @@ def _differences(before: Any, now: Any, path: str) -> list[str]:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
 
 

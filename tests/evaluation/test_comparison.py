@@ -271,3 +271,21 @@ def test_entries_that_cannot_be_compared_are_refused():
     assert "1 prompts, such as prompt 4" in message(results=unasked)
     assert "one finite number per prompt" in message(scores=np.arange(5.0))
     assert "one finite number per prompt" in message(scores=np.array([0, 1, 2, 3, 4, np.nan]))
+
+
+def test_auroc_is_about_the_responses_that_do_not_call():
+    """Four answers, the wrong ones with the higher scores; two calls with the highest of all."""
+    called = [0, 0, 0, 0, 1, 1]
+    entries = {**methods(), "GAPG": [entry([1, 1, 0, 0, 0, 0], called, [1, 3, 2, 4, 5, 5])] * 2}
+    assert number(compared(entries), "GAPG", "auroc") == pytest.approx(3 / 4)
+
+
+def test_the_call_ratio_is_of_what_the_method_asked_for():
+    entries = methods()
+    asked = np.array([1, 1, 1, 0, 0, 0], bool)
+    entries["GAPG"] = [dataclasses.replace(e, asked=asked) for e in entries["GAPG"]]
+    assert number(compared(entries), "GAPG", "call_ratio") == pytest.approx(1 / 2)
+
+
+def number(comparison, name, key):
+    return next(m for m in comparison.methods if m.name == name).numbers[key].mean

@@ -18,6 +18,7 @@ from offload_jax.training.study_table import entries, seeds_of
 
 CONFIG = Path(__file__).parents[2] / "configs" / "countdown_cpu_table.py"
 SHAPE = {"data": 2, "fsdp": 1, "tensor": 1}
+SWEEP = {"setting": "sampling.group", "at": (2,), "methods": ("gapg",), "seeds": 1}
 
 
 def config_of(size, tiny=None):
@@ -73,6 +74,7 @@ def test_it_leaves_tables_and_figures(finished):
     table = json.loads((path / "table.json").read_text())
     assert [method["name"] for method in table["methods"]] == [
         "Cloud LLM",
+        "Start",
         "Task-Tuning Only",
         "& Naive Offloading",
         "& Router: prompt, DeBERTa",
@@ -141,6 +143,22 @@ def test_another_setting_under_the_same_name_is_refused(finished, settings):
         compute(from_config(changed), path, quiet())
 
 
+def test_another_number_of_samples_is_refused(finished, settings):
+    _, path = finished
+    with pytest.raises(ValueError, match=r"config\.samples was 2, now 4"):
+        compute(from_config({**settings, "samples": 4}), path, quiet())
+
+
+@pytest.mark.parametrize(
+    "line", ['{"prompt_id": [1], "score": 0.5}', '{"prompt_id": 1, "score": null}', "[]", "{"]
+)
+def test_a_damaged_score_is_named(tmp_path, line):
+    path = tmp_path / "scores.jsonl"
+    path.write_text('{"prompt_id": 7, "score": 0.5}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"scores\.jsonl, line 2, is not"):
+        read_scores(path, [7, 1])
+
+
 def test_scores_of_other_prompts_are_refused(finished):
     study, path = finished
     scores = study_module.scores_path(seeds_of(study, path)[0].workdir, "prompt_router", "test")
@@ -153,8 +171,15 @@ def test_scores_of_other_prompts_are_refused(finished):
     [
         ({"seedz": (0,)}, r"config\.seedz is not a setting; did you mean 'seeds'"),
         ({"seeds": (0, 0)}, r"config\.seeds is \(0, 0\); it must be different integers"),
-        ({"routed": "gpag"}, r"config\.routed is 'gpag'; it must be one of"),
+        ({"routed": "gpag"}, r"config\.routed is 'gpag'; it must be in config\.methods"),
         ({"methods": {"start": {}, "gapg": {}, "task_tuned": {}}}, r"methods\.start"),
+        ({"methods": {"task_tuned": {}}}, r"config\.methods needs gapg"),
+        ({"routed": "gapg"}, r"config\.methods needs gapg.* besides the method of config\.routed"),
+        ({"methods": {"a.b": {}, "gapg": {}, "task_tuned": {}}}, r"'a\.b', in config\.methods"),
+        ({"seeds": 3}, r"config\.seeds is 3; it must be different integers"),
+        ({"seeds": (0, -1)}, r"config\.seed must be between 0"),
+        ({"samples": "8"}, r"config\.samples is '8'"),
+        ({"methods": None}, r"config\.methods must be a section"),
         (
             {"methods": {"task_tuned": {"learning": {"stepz": 3}}}},
             r"config\.methods\.task_tuned: config\.learning\.stepz is not a setting",
@@ -164,11 +189,11 @@ def test_scores_of_other_prompts_are_refused(finished):
             r"config\.methods\.gapg changes device, which all methods share",
         ),
         (
-            {
-                "sweeps": {
-                    "g": {"setting": "sampling.group", "at": (2,), "methods": ("x",), "seeds": 1}
-                }
-            },
+            {"sweeps": {"a": {**SWEEP, "setting": "cloud.accuracy", "at": (0.5,)}}},
+            r"config\.sweeps\.a changes cloud, which all methods share",
+        ),
+        (
+            {"sweeps": {"g": {**SWEEP, "methods": ("x",)}}},
             r"config\.sweeps\.g\.methods: 'x' is not in config\.methods",
         ),
     ],
