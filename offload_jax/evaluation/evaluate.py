@@ -59,13 +59,13 @@ def evaluate(
         texts = decode_responses(sampler.tokenizer, host)
         parsed = [sampler.task.parse(text) for (text,) in texts]
         tokens, lengths = host.tokens[:, 0], host.lengths[:, 0]
-        p_call = agreement = [None] * batch
+        p_call = agreements = [None] * batch
         if scores:
             p_call = call_probabilities(
                 params, sampler.device, sampler.task, encoded, host.tokens, host.lengths, parsed
             ).tolist()
         if samples:
-            agreement = _agreement(params, sampler, filled, seed, samples)
+            agreements = _agreements(params, sampler, filled, seed, samples)
         judgement = judge(sampler.task, cloud, real, texts[: len(real)], ask_all=ask_all)
         prompt_tokens = np.asarray(encoded.lengths)
         for i, prompt in enumerate(real):
@@ -88,7 +88,7 @@ def evaluate(
                     prompt_tokens=int(prompt_tokens[i]),
                     logprob=float(host.logprobs[i, 0].sum() / length),
                     p_call=p_call[i],
-                    agreement=agreement[i],
+                    agreement=agreements[i],
                     device_seconds=usage.device_seconds(int(prompt_tokens[i]), length),
                     **_cloud_fields(sampler, usage, prompt, judgement, i, asked),
                 )
@@ -111,25 +111,29 @@ def _cloud_fields(
     }
 
 
-def _agreement(
+def _agreements(
     params: Params, sampler: Sampler, prompts: Sequence[Prompt], seed: int, samples: int
 ) -> list[float]:
-    """Self-consistency (arXiv 2203.11171): the share of k samples with the most frequent answer.
-
-    Samples that call or do not answer agree with nothing.
-    """
+    """`agreement` of k samples to each prompt, about as many rows at once as greedily."""
     sampling = dataclasses.replace(sampler.sampling, group=samples, temperature=1.0)
     several = dataclasses.replace(sampler, sampling=sampling)
     key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1))  # no step has this number
     shards = prompt_shards(sampler.mesh)
-    at_once = -(-len(prompts) // samples // shards) * shards  # about as many rows as greedily
+    at_once = max(len(prompts) // samples // shards, 1) * shards
     shares = []
     for first in range(0, len(prompts), at_once):
         real = list(prompts[first : first + at_once])
         _, rollout = several(params, real + [real[-1]] * (at_once - len(real)), key)
         groups = decode_responses(sampler.tokenizer, jax.device_get(rollout))[: len(real)]
         for group in groups:
-            answers = [sampler.task.parse(text).answer for text in group]
-            counts = Counter(answer for answer in answers if answer is not None)
-            shares.append(max(counts.values(), default=0) / samples)
+            shares.append(agreement([sampler.task.parse(text).answer for text in group]))
     return shares
+
+
+def agreement(answers: Sequence[str | None]) -> float:
+    """Self-consistency (arXiv 2203.11171): the share of k samples with the most frequent answer.
+
+    Samples that call or do not answer, None, agree with nothing.
+    """
+    counts = Counter(answer for answer in answers if answer is not None)
+    return max(counts.values(), default=0) / len(answers)

@@ -5,6 +5,7 @@ the same whenever and wherever they are made.
 """
 
 import dataclasses
+import math
 
 from offload_jax.settings import require
 
@@ -23,11 +24,15 @@ class UsageConfig:
     def __post_init__(self):
         for name in ("device_prompt_rate", "device_rate", "cloud_rate"):
             value = getattr(self, name)
-            require(value > 0, f"config.evaluation.usage.{name} is {value}; it must be positive.")
+            require(
+                0 < value < math.inf,
+                f"config.evaluation.usage.{name} is {value}; it must be positive and finite.",
+            )
         for name in ("cloud_latency", "cloud_prompt_price", "cloud_price"):
             value = getattr(self, name)
             require(
-                value >= 0, f"config.evaluation.usage.{name} is {value}; it must not be negative."
+                0 <= value < math.inf,
+                f"config.evaluation.usage.{name} is {value}; it must be finite and not negative.",
             )
 
     def device_seconds(self, prompt_tokens: int, tokens: int) -> float:

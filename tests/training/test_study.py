@@ -4,6 +4,8 @@ import copy
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +214,19 @@ def test_the_papers_rows_are_configs():
     gapg = study.methods["gapg"].learning
     assert gapg.objective.name == "gapg" and gapg.filter.enabled
     assert gapg.optimizer == rival.optimizer == tuned.optimizer
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--config.seeds=(0,0)", "config.seeds is (0, 0); it must be different integers."),
+        ("--config.base.learning.stepz=3", "stepz"),
+    ],
+)
+def test_the_command_says_a_mistake_in_one_sentence(tmp_path, flag, sentence):
+    command = [sys.executable, "-m", "experiments.table", f"--workdir={tmp_path}",
+               f"--config={CONFIG}:smoke", flag]  # fmt: skip
+    done = subprocess.run(command, cwd=CONFIG.parents[1], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
