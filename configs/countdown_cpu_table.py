@@ -24,7 +24,7 @@ def get_config(size: str = "main") -> ConfigDict:
     config = ConfigDict()
     config.base = _base("smoke" if size == "smoke" else "full")
     # Where far more prompts fail on the device than may be offloaded, whatever offloads failures
-    # is as good as the oracle, and methods cannot differ. With fewer prompts of four numbers they can.
+    # is as good as the oracle, and methods cannot differ. With few prompts of four they can.
     config.base.task.four = 0.1
     config.base.evaluation.every = 20
     config.base.learning.steps = 60
