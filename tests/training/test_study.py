@@ -71,7 +71,7 @@ def test_it_leaves_tables_and_figures(finished):
     _, path = finished
     for name in ("table.md", "table.tex", "table.json", "study.json"):
         assert (path / name).stat().st_size > 0
-    for name in ("training", "budgets", "filter", "difficulty", "call_reward"):
+    for name in ("training", "budgets", "difficulty", "call_reward"):
         assert (path / "figures" / f"{name}.png").stat().st_size > 10_000
     table = json.loads((path / "table.json").read_text())
     assert [method["name"] for method in table["methods"]] == [
@@ -132,8 +132,9 @@ def test_rows_follow_from_records_and_scores(finished):
 def test_a_variant_with_the_methods_own_value_is_not_trained_again(finished):
     _, path = finished
     names = {path.stem for path in (path / "seed0" / "records").glob("*.jsonl")}
-    assert variant_name("call_reward", "gapg", 0.1) in names
-    assert variant_name("call_reward", "gapg", 0.3) not in names
+    other, own = (variant_name("call_reward", "gapg", value) for value in (0.1, 0.3))
+    assert f"{other}.validation" in names and other not in names  # no test prompt is looked at
+    assert f"{own}.validation" not in names
     assert not list((path / "seed1" / "records").glob("*call_reward*"))
 
 
