@@ -40,7 +40,6 @@ def post_training_stage(
     optimizer = make_optimizer(settings.optimizer, settings.steps * objective.updates)
     P = settings.batch.prompts
     batches = training_batches(sampler.task.prompts("train"), P, experiment.seed + 1)
-    held_out = sampler.task.prompts("validation")[: experiment.evaluation.validation_prompts]
 
     def step(state: TrainState, step: int) -> tuple[TrainState, Metrics]:
         clock = _Clock()
@@ -85,31 +84,34 @@ def post_training_stage(
         del stats["loss"]
         return state, {**batch_metrics(responses, judgement, learnt), **stats, **clock.laps}
 
-    def validate(state: TrainState) -> Metrics:
-        records = evaluate(
-            state.params,
-            sampler,
-            cloud,
-            held_out,
-            policy="validation",
-            seed=experiment.seed,
-            batch=experiment.evaluation.batch,
-            usage=experiment.evaluation.usage,
-            scores=False,
-        )
-        values = summary(records, experiment.evaluation.cap, experiment.seed)
-        return {f"validation/{name}": value for name, value in values.items()}
-
     return Stage(
         name=name,
         steps=settings.steps,
         every=experiment.evaluation.every,
         step=step,
         rate_setting="config.learning.optimizer.rate",
-        evaluate=validate,
+        evaluate=lambda state: validate(experiment, sampler, cloud, state.params),
         shown=("reward", "accuracy", "call_ratio"),
         warn=warn,
     )
+
+
+def validate(experiment: Experiment, sampler: Sampler, cloud: Cloud, params: Params) -> Metrics:
+    """What a policy in training scores on validation prompts, greedily and under the cap."""
+    settings = experiment.evaluation
+    records = evaluate(
+        params,
+        sampler,
+        cloud,
+        sampler.task.prompts("validation")[: settings.validation_prompts],
+        policy="validation",
+        seed=experiment.seed,
+        batch=settings.batch,
+        usage=settings.usage,
+        scores=False,
+    )
+    values = summary(records, settings.cap, experiment.seed)
+    return {f"validation/{name}": value for name, value in values.items()}
 
 
 def init_post_training(experiment: Experiment, params: Params, mesh: Mesh) -> TrainState:
