@@ -5,6 +5,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,20 +42,9 @@ def load_router(folder: str | Path) -> tuple[Params, RouterConfig]:
         ValueError: a file is missing or broken, or the two do not belong together.
     """
     path = Path(folder) / _SETTINGS
-    require(path.is_file(), f"{path} is missing.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        values = None
-    require(isinstance(values, dict), f"{path} is not a JSON object.")
-    config = parse(RouterConfig, values, str(path))
-
+    config = parse(RouterConfig, read_object(path), str(path))
     path = Path(folder) / _WEIGHTS
-    require(path.is_file(), f"{path} is missing.")
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}.") from None
+    tensors = read_tensors(path)
     expected = jax.eval_shape(partial(_any_params, config.body), jax.random.key(0))
     named = _named(expected)
     stray = sorted(named.keys() ^ tensors.keys())
@@ -68,6 +58,26 @@ def load_router(folder: str | Path) -> tuple[Params, RouterConfig]:
         )
     leaves = [jnp.asarray(tensors[name]) for name in named]
     return jax.tree.unflatten(jax.tree.structure(expected), leaves), config
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError naming the file where there is none."""
+    require(path.is_file(), f"{path} is missing.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        values = None
+    require(isinstance(values, dict), f"{path} is not a JSON object.")
+    return values
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of a safetensors file. Raises ValueError naming the file where there are none."""
+    require(path.is_file(), f"{path} is missing.")
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}.") from None
 
 
 def _any_params(body: Body, key: jax.Array) -> Params:

@@ -1,16 +1,14 @@
 """DeBERTa-v3 weights as `transformers` saves them: `config.json` and `model.safetensors`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from offload_jax.device.params import Params
 from offload_jax.routing.deberta import DebertaConfig, init_params
+from offload_jax.routing.files import read_object, read_tensors
 from offload_jax.settings import require
 
 # What `deberta.encode` is, in the names of config.json: (value if absent, the one value it may be).
@@ -49,12 +47,7 @@ def huggingface_config(folder: str | Path, dropout: float = 0.1) -> DebertaConfi
             names the file and the key.
     """
     path = Path(folder) / "config.json"
-    require(path.is_file(), f"{path} is missing.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        values = None
-    require(isinstance(values, dict), f"{path} is not a JSON object.")
+    values = read_object(path)
     _refuse_others(path, values)
 
     def number(key, kind=int):
@@ -99,10 +92,7 @@ def load_huggingface(folder: str | Path, config: DebertaConfig, key: jax.Array) 
     _refuse_other_shape(folder, config)
     path = Path(folder) / "model.safetensors"
     require(path.is_file(), f"{path} is missing; weights are read from that one file only.")
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}.") from None
+    tensors = read_tensors(path)
     tensors = {name.removeprefix("deberta."): x for name, x in tensors.items()}
     tensors = {name: x for name, x in tensors.items() if not name.startswith(_IGNORED)}
 
