@@ -1,7 +1,8 @@
 """Every row of the paper's table on Countdown, with a device LLM of 0.6 M parameters.
 
 `main`, the default, trains the rows of the main table with three seeds, in an hour on 2 cores;
-`:sweeps` adds reward, group size and budget sweeps; `:smoke` does every step of it in minutes.
+`:sweeps` adds reward, group size and budget sweeps, `:tuning` the grid in which every method's
+settings are chosen; `:smoke` does every step of it in minutes.
 """
 
 import importlib.util
@@ -18,9 +19,10 @@ NO_FILTER = {"enabled": False}
 
 
 def get_config(size: str = "main") -> ConfigDict:
-    """The study: `main`, with `sweeps`, or its `smoke` form."""
-    if size not in ("main", "sweeps", "smoke"):
-        raise ValueError(f"{Path(__file__).name} takes main, sweeps or smoke, not {size!r}.")
+    """The study: `main`, with `sweeps` or `tuning`, or its `smoke` form."""
+    sizes = ("main", "sweeps", "tuning", "smoke")
+    if size not in sizes:
+        raise ValueError(f"{Path(__file__).name} takes {', '.join(sizes)}, not {size!r}.")
     config = ConfigDict()
     config.base = _base("smoke" if size == "smoke" else "full")
     # Where far more prompts fail on the device than may be offloaded, whatever offloads failures
@@ -52,7 +54,9 @@ def get_config(size: str = "main") -> ConfigDict:
     )
     config.samples = 8
     config.sweeps = ConfigDict({})
-    if size != "main":
+    if size == "tuning":
+        config.sweeps = ConfigDict(_tuning(config))
+    elif size != "main":
         config.sweeps = ConfigDict(_sweeps())
     if size == "smoke":
         _shrink(config)
@@ -101,6 +105,26 @@ def _sweeps() -> dict:
             "setting": "learning.filter.rho",
             "at": (1 / 9, 1 / 4, 3 / 7, 2 / 3, 1.0),
             "methods": ("gapg",),
+            "seeds": 1,
+        },
+    }
+
+
+def _tuning(config: ConfigDict) -> dict:
+    """The grid of every method alike, for choosing on the validation prompts of the first seed."""
+    every = tuple(config.methods)
+    callers = tuple(name for name in every if name != config.routed)
+    return {
+        "rate": {
+            "setting": "learning.optimizer.rate",
+            "at": (1e-4, 2e-4, 4e-4),
+            "methods": every,
+            "seeds": 1,
+        },
+        "call_reward": {
+            "setting": "learning.reward.call",
+            "at": (0.15, 0.3, 0.6),
+            "methods": callers,
             "seeds": 1,
         },
     }

@@ -262,7 +262,7 @@ class _Bench:
         compiled, about = _compile(
             rollout.lower(
                 *arguments, step_key(0, 0), limits,
-                config=work.device, sampling=sampling, stop=NEVER, pad=0,
+                config=work.device, sampling=sampling, stops=(NEVER,), pad=0,
             )
         )  # fmt: skip
         seconds = _best(lambda: compiled(*arguments, step_key(0, 1), limits), repeats=repeats)

@@ -82,7 +82,7 @@ def _ask(
         raise ValueError(f"the cloud gave {len(responses)} responses for {len(asked)} prompts")
     # A lone surrogate, which a hostile answer may hold, cannot be encoded.
     texts = [response.encode("utf-8", "replace").decode("utf-8") for response in responses]
-    encoded = task.tokenizer.encode_batch(texts, add_special_tokens=False)
+    encoded = task.vocabulary.tokenizer.encode_batch(texts, add_special_tokens=False)
     found = {
         prompt.id: (_is_right(task, task.parse(response), prompt), len(encoding.ids))
         for prompt, response, encoding in zip(asked.values(), responses, encoded, strict=True)

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -50,6 +50,23 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
         raise ValueError(named) from None
 
 
+def _of_kind(kinds: Sequence[type], value: Any, path: str) -> type:
+    """Which of several settings dataclasses a section is: by its `kind` or `name`, a Literal."""
+    require(isinstance(value, Mapping) or hasattr(value, "keys"), f"{path} must be a section.")
+    known = {}
+    for cls in kinds:
+        key = next(key for key in ("kind", "name") if key in cls.__dataclass_fields__)
+        for name in typing.get_args(typing.get_type_hints(cls)[key]):
+            known[name] = cls
+    require(key in value, f"{path}.{key} is missing; it must be one of {', '.join(known)}.")
+    found = value[key]
+    require(
+        found in known,
+        f"{path}.{key} is {found!r}; it must be one of {', '.join(map(repr, known))}.",
+    )
+    return known[found]
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of a sentence on a misspelt name: `; did you mean 'x'?`, or a full stop."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
@@ -68,7 +85,10 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, path)
+        kinds = [a for a in arguments if a is not type(None)]
+        return _convert(kinds[0] if len(kinds) == 1 else _of_kind(kinds, value, path), value, path)
+    if kind is tuple and type(value) is list:  # read from JSON
+        return tuple(value)
     if kind is float and type(value) is int:
         return float(value)
     require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}.")

@@ -12,8 +12,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+from offload_jax.device.config import DeviceConfig
 
 _HIDDEN = -1e30  # a masked score; finite, so that no difference of two is NaN
 
@@ -66,7 +69,7 @@ class Cache:
 
         def put(x, new, axis):
             old = jax.lax.dynamic_slice_in_dim(x, position, 1, axis)
-            new = jnp.where(inside, jnp.expand_dims(new, axis), old)
+            new = jnp.where(inside, jnp.expand_dims(new, axis).astype(x.dtype), old)
             return jax.lax.dynamic_update_slice_in_dim(x, new, position, axis)
 
         return Cache(put(self.keys, keys, 4), put(self.values, values, 3))
@@ -239,12 +242,28 @@ class Rotation:
     sin: Float[Array, "*b half"]
 
 
-def rotation(positions: Int[Array, "*b"], head_size: int, base: float) -> Rotation:
+def rotation(positions: Int[Array, "*b"], config: DeviceConfig) -> Rotation:
     """The rotations of some positions (arXiv 2104.09864)."""
-    half = head_size // 2
-    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = rope_frequencies(config).astype(np.float32)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def rope_frequencies(config: DeviceConfig) -> Float[np.ndarray, " half"]:
+    """By how much each pair of features turns per position, in radians, float64.
+
+    With Llama 3's scaling, waves longer than the original context (over `low_frequency`) are
+    stretched by `factor`, short ones are kept, and between the two the frequency goes linearly.
+    """
+    half = config.head_size // 2
+    frequencies = config.rope_base ** (-np.arange(half) / half)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    turns = scaling.context * frequencies / (2 * np.pi)  # within the original context
+    low, high = scaling.low_frequency, scaling.high_frequency
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 
 def rotate(x: Float[Array, "*b heads N"], by: Rotation) -> Float[Array, "*b heads N"]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from offload_jax.device import lora
 from offload_jax.device.attention import (
     Cache,
     KeyValues,
@@ -24,7 +25,7 @@ from offload_jax.device.attention import (
     stretches,
     write,
 )
-from offload_jax.device.config import DeviceConfig
+from offload_jax.device.config import MATRICES, DeviceConfig
 from offload_jax.device.params import Params
 from offload_jax.sharding import constrain
 
@@ -44,8 +45,8 @@ def forward(
     P, G, T = responses.shape
     S = prompts.shape[1]
     prompt_mask = jnp.arange(S) < prompt_lengths[:, None]
-    prompt_rotation = _rotation(config, jnp.arange(S)[None, None])
-    own_rotation = _rotation(config, (prompt_lengths[:, None] + jnp.arange(T - 1))[:, None])
+    prompt_rotation = rotation(jnp.arange(S)[None, None], config)
+    own_rotation = rotation((prompt_lengths[:, None] + jnp.arange(T - 1))[:, None], config)
 
     def layer(streams, weights):
         x_prompt, x = streams
@@ -62,7 +63,8 @@ def forward(
         _embed(params, config, prompts[:, None]),
         _embed(params, config, responses[..., :-1]),
     )
-    (x_prompt, x), _ = jax.lax.scan(_rematerialised(layer, config), streams, params["layers"])
+    layers = lora.with_adapters(params)
+    (x_prompt, x), _ = jax.lax.scan(_rematerialised(layer, config), streams, layers)
     last = jnp.take_along_axis(x_prompt, (prompt_lengths - 1)[:, None, None, None], axis=2)
     x = jnp.concatenate([jnp.broadcast_to(last, (P, G, *last.shape[2:])), x], axis=2)
     return _rms_norm(x, params["final_norm"], config)
@@ -75,14 +77,16 @@ def prefill(
     prompt_lengths: Int[Array, " P"],
 ) -> tuple[Float[Array, "P D"], list[PromptCache]]:
     """Final hidden states of each prompt's last token, and per layer the prompts' caches."""
-    turns = _rotation(config, jnp.arange(prompts.shape[1])[None, None])
+    turns = rotation(jnp.arange(prompts.shape[1])[None, None], config)
 
     def layer(x, weights):
         queries, kv = _project(weights, config, x, turns)
         x = _residuals(weights, config, x, attend_causally(queries, kv))
-        return x, PromptCache(kv.keys[:, 0].swapaxes(2, 3), kv.values[:, 0])
+        kept = jax.tree.map(lambda x: x[:, 0].astype(config.cache), kv)
+        return x, PromptCache(kept.keys.swapaxes(2, 3), kept.values)
 
-    x, cache = jax.lax.scan(layer, _embed(params, config, prompts[:, None]), params["layers"])
+    layers = lora.with_adapters(params)
+    x, cache = jax.lax.scan(layer, _embed(params, config, prompts[:, None]), layers)
     last = jnp.take_along_axis(x[:, 0], (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
     return _rms_norm(last, params["final_norm"], config), _unstacked(cache, config.layers)
 
@@ -120,11 +124,11 @@ def decode(
     for layer, prompt_kv, cache in zip(weights["layers"], prompt_caches, caches, strict=True):
         x = constrain(x, None, "prompts")
         h = _rms_norm(x, layer["attention_norm"], config, axis=0)
-        queries = rotate_first(_apply(layer["query"], h), turns)
-        keys = rotate_first(_apply(layer["key"], h), turns)
-        cache = write(cache, keys, _apply(layer["value"], h), step)
+        queries, keys, values = (_heads_first(layer, config, name, h) for name in _HEADS)
+        cache = write(cache, rotate_first(keys, turns), values, step)
+        queries = rotate_first(queries, turns)
         mixed = attend_step(queries, cache, step, prompt_kv, prompt_mask)
-        x += _apply(layer["output"], mixed)
+        x += _biased_first(_apply(layer["output"], mixed), layer.get("output_bias"))
         h = _rms_norm(x, layer["mlp_norm"], config, axis=0)
         hidden = jax.nn.silu(_apply(layer["gate"], h)) * _apply(layer["up"], h)
         x += _apply(layer["down"], constrain(hidden, "mlp", "prompts"))
@@ -135,12 +139,13 @@ def decode(
 def decode_weights(params: Params, config: DeviceConfig, positions: int) -> Params:
     """Weights as `decode` wants them, made once for many steps.
 
-    Layers are unstacked; matrices are [out, in] in the compute dtype, so that `_apply` reads them
-    in order; the head is [V, D]; the rotations of all positions are a table. The scales of norms
-    keep their dtype, as they do in training.
+    Adapters are merged and layers unstacked; matrices are [out, in] in the compute dtype, so that
+    `_apply` reads them in order; the head is [V, D]; the rotations of all positions are a table.
+    The scales of norms keep their dtype, as they do in training.
     """
+    params = lora.merge(params, config)
     layers = dict(params["layers"])
-    for name, contracted in _CONTRACTED.items():
+    for name, contracted in MATRICES.items():
         # [L, in..., out...] to [L, out..., in...]
         axes = range(1, layers[name].ndim)
         inputs, outputs = list(axes)[:contracted], list(axes)[contracted:]
@@ -148,7 +153,7 @@ def decode_weights(params: Params, config: DeviceConfig, positions: int) -> Para
     head = params["embedding"] if config.tied_embeddings else params["head"].T
     weights = {**params, "head": head, "layers": _unstacked(layers, config.layers)}
     weights = jax.tree.map(lambda x: x if x.ndim == 1 else x.astype(config.compute), weights)
-    return {**weights, "rotation": _rotation(config, jnp.arange(positions))}
+    return {**weights, "rotation": rotation(jnp.arange(positions), config)}
 
 
 def empty_caches(config: DeviceConfig, P: int, G: int, T: int, first: int) -> list[list[Cache]]:
@@ -156,7 +161,7 @@ def empty_caches(config: DeviceConfig, P: int, G: int, T: int, first: int) -> li
     K, N = config.kv_heads, config.head_size
 
     def one(C):
-        values = jnp.zeros((P, K, G, C, N), config.compute)
+        values = jnp.zeros((P, K, G, C, N), config.cache)
         return Cache(values.swapaxes(3, 4), values)
 
     return [[one(end - begin) for begin, end in stretches(T, first)] for _ in range(config.layers)]
@@ -214,9 +219,7 @@ def _unstacked(tree: Any, layers: int) -> list:
 def _project(weights, config, x, turns):
     """Rotated queries [P, G, T, H, N] and rotated keys with values [P, G, K, T, N]."""
     h = _rms_norm(x, weights["attention_norm"], config)
-    queries = _matmul(h, weights["query"])
-    keys = _matmul(h, weights["key"])
-    values = _matmul(h, weights["value"])
+    queries, keys, values = (_heads(weights, config, name, h) for name in _HEADS)
     queries = constrain(queries, "prompts", None, None, "heads", None)
     keys = rotate(keys, turns)
     kv = KeyValues(keys.swapaxes(2, 3), values.swapaxes(2, 3))
@@ -225,16 +228,49 @@ def _project(weights, config, x, turns):
 
 def _residuals(weights, config, x, mixed):
     """Adds the attention output and the MLP to the residual stream."""
-    x = x + _matmul(mixed, weights["output"], contracted=2)
+    x = x + _biased(_linear(weights, config, "output", mixed), weights.get("output_bias"))
     h = _rms_norm(x, weights["mlp_norm"], config)
-    gate = jax.nn.silu(_matmul(h, weights["gate"]))
-    hidden = constrain(gate * _matmul(h, weights["up"]), "prompts", None, None, "mlp")
-    x = x + _matmul(hidden, weights["down"])
+    gate = jax.nn.silu(_linear(weights, config, "gate", h))
+    hidden = constrain(gate * _linear(weights, config, "up", h), "prompts", None, None, "mlp")
+    x = x + _linear(weights, config, "down", hidden)
     return constrain(x, "prompts", None, None, None)
 
 
-def _rotation(config, positions):
-    return rotation(positions, config.head_size, config.rope_base)
+_HEADS = ("query", "key", "value")
+
+
+def _heads(weights, config, name, h):
+    """Queries, keys or values [P, G, T, heads, N] before RoPE."""
+    x = _biased(_linear(weights, config, name, h), weights.get(f"{name}_bias"))
+    if f"{name}_norm" in weights:
+        x = _rms_norm(x, weights[f"{name}_norm"], config)
+    return x
+
+
+def _heads_first(layer, config, name, h):
+    """`_heads` with features first, [heads, N, P, G]."""
+    x = _biased_first(_apply(layer[name], h), layer.get(f"{name}_bias"))
+    if f"{name}_norm" in layer:
+        x = _rms_norm(x, layer[f"{name}_norm"], config, axis=1)
+    return x
+
+
+def _biased(x, bias):
+    return x if bias is None else x + bias.astype(x.dtype)
+
+
+def _biased_first(x, bias):
+    return x if bias is None else x + bias.astype(x.dtype)[..., None, None]
+
+
+def _linear(weights, config, name, x):
+    """A matrix of the layer, and its adapter where it has one."""
+    contracted = MATRICES[name]
+    out = _matmul(x, weights[name], contracted)
+    if f"{name}_a" in weights:
+        down = _matmul(x, weights[f"{name}_a"], contracted)
+        out += lora.scale(config) * _matmul(down, weights[f"{name}_b"])
+    return out
 
 
 def _embed(params, config, tokens):
@@ -246,13 +282,9 @@ def _rms_norm(x, scale, config, axis=-1):
     variance = jnp.mean(jnp.square(x32), axis=axis, keepdims=True)
     normed = x32 * jax.lax.rsqrt(variance + config.norm_epsilon)
     scale = scale.astype(jnp.float32)
-    if axis == 0:
-        scale = scale.reshape(-1, *[1] * (x.ndim - 1))
+    if axis >= 0:
+        scale = scale.reshape(-1, *[1] * (x.ndim - 1 - axis))
     return (normed * scale).astype(config.compute)
-
-
-# How many leading axes of a layer's matrix are contracted with the activations.
-_CONTRACTED = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}
 
 
 def _apply(weight: jax.Array, x: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from offload_jax.device.config import DeviceConfig
+from offload_jax.device.config import MATRICES, DeviceConfig
 from offload_jax.sharding import sharding_of
 
 Params = dict[str, Any]  # a tree of arrays
@@ -42,26 +42,57 @@ def abstract_params(config: DeviceConfig) -> Any:
     def norm(shape, axes):
         return ParamSpec(shape, axes, dtype, lambda key, shape, dtype: jnp.ones(shape, dtype))
 
+    def zeros(shape, axes):
+        return ParamSpec(shape, axes, dtype, lambda key, shape, dtype: jnp.zeros(shape, dtype))
+
     # What is added to the residual stream starts smaller, the more layers add to it (GPT-2).
     residual = 1.0 / math.sqrt(2 * L)
+    layers = {
+        "attention_norm": norm((L, D), (None, "width")),
+        "query": matrix((L, D, H, N), (None, "width", "heads", None), D),
+        "key": matrix((L, D, K, N), (None, "width", "kv_heads", None), D),
+        "value": matrix((L, D, K, N), (None, "width", "kv_heads", None), D),
+        "output": matrix((L, H, N, D), (None, "heads", None, "width"), H * N, residual),
+        "mlp_norm": norm((L, D), (None, "width")),
+        "gate": matrix((L, D, F), (None, "width", "mlp"), D),
+        "up": matrix((L, D, F), (None, "width", "mlp"), D),
+        "down": matrix((L, F, D), (None, "mlp", "width"), F, residual),
+    }
+    if config.query_key_value_bias:
+        layers["query_bias"] = zeros((L, H, N), (None, "heads", None))
+        layers["key_bias"] = zeros((L, K, N), (None, "kv_heads", None))
+        layers["value_bias"] = zeros((L, K, N), (None, "kv_heads", None))
+    if config.output_bias:
+        layers["output_bias"] = zeros((L, D), (None, "width"))
+    if config.query_key_norm:
+        layers["query_norm"] = norm((L, N), (None, None))
+        layers["key_norm"] = norm((L, N), (None, None))
     params = {
         "embedding": ParamSpec((V, D), ("vocabulary", "width"), dtype, _normal(D**-0.5)),
-        "layers": {
-            "attention_norm": norm((L, D), (None, "width")),
-            "query": matrix((L, D, H, N), (None, "width", "heads", None), D),
-            "key": matrix((L, D, K, N), (None, "width", "kv_heads", None), D),
-            "value": matrix((L, D, K, N), (None, "width", "kv_heads", None), D),
-            "output": matrix((L, H, N, D), (None, "heads", None, "width"), H * N, residual),
-            "mlp_norm": norm((L, D), (None, "width")),
-            "gate": matrix((L, D, F), (None, "width", "mlp"), D),
-            "up": matrix((L, D, F), (None, "width", "mlp"), D),
-            "down": matrix((L, F, D), (None, "mlp", "width"), F, residual),
-        },
+        "layers": layers,
         "final_norm": norm((D,), ("width",)),
     }
     if not config.tied_embeddings:
         params["head"] = matrix((D, V), ("width", "vocabulary"), D)
+    if config.lora is not None:
+        params["adapters"] = {
+            name: _adapter(layers[name], name, config) for name in config.lora.targets
+        }
     return params
+
+
+def _adapter(weight: ParamSpec, name: str, config: DeviceConfig) -> dict[str, ParamSpec]:
+    """`a` is random and `b` zero, so that training starts from the frozen policy; float32."""
+    ends, r = 1 + MATRICES[name], config.lora.rank
+    fan_in = math.prod(weight.shape[1:ends])
+    zero = lambda key, shape, dtype: jnp.zeros(shape, dtype)  # noqa: E731
+    dtype = jnp.dtype(jnp.float32)
+    first = (*weight.shape[:ends], r), (*weight.axes[:ends], None)
+    second = (weight.shape[0], r, *weight.shape[ends:]), (None, None, *weight.axes[ends:])
+    return {
+        "a": ParamSpec(*first, dtype, _normal(1 / math.sqrt(fan_in))),
+        "b": ParamSpec(*second, dtype, zero),
+    }
 
 
 def param_shardings(config: DeviceConfig, mesh: Mesh) -> Any:
@@ -73,9 +104,15 @@ def param_shardings(config: DeviceConfig, mesh: Mesh) -> Any:
     return _map(lambda spec: sharding_of(mesh, spec.axes, spec.shape), abstract_params(config))
 
 
-def init_params(config: DeviceConfig, key: jax.Array, mesh: Mesh | None = None) -> Params:
-    """Random weights, made shard by shard on the mesh (the same numbers on every mesh)."""
+def init_params(
+    config: DeviceConfig, key: jax.Array, mesh: Mesh | None = None, only: str | None = None
+) -> Params:
+    """Random weights, made shard by shard on the mesh (the same numbers on every mesh).
+
+    `only`: make this part of the tree alone.
+    """
     specs = abstract_params(config)
+    specs = specs if only is None else specs[only]
 
     def make(key):
         leaves, tree = jax.tree.flatten(specs, is_leaf=_is_spec)
@@ -85,12 +122,15 @@ def init_params(config: DeviceConfig, key: jax.Array, mesh: Mesh | None = None) 
         )
 
     shardings = param_shardings(config, mesh) if mesh is not None else None
+    if only is not None and mesh is not None:
+        shardings = shardings[only]
     return jax.jit(make, out_shardings=shardings)(key)
 
 
 def count_params(config: DeviceConfig) -> int:
-    """How many numbers the weights hold."""
-    specs = jax.tree.leaves(abstract_params(config), is_leaf=_is_spec)
+    """How many numbers the weights hold, adapters not counted."""
+    specs = abstract_params(dataclasses.replace(config, lora=None))
+    specs = jax.tree.leaves(specs, is_leaf=_is_spec)
     return sum(math.prod(spec.shape) for spec in specs)
 
 

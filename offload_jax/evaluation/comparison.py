@@ -378,7 +378,7 @@ def _routing(comparison: Comparison) -> _Block:
         f"seed {comparison.seed}; ±: sample standard deviation over seeds. Needless: offloaded, "
         f"though the device was right (a response that calls is no answer, so a policy's own call "
         f"never is). Missed: retained, though only the cloud was right. Both wrong: neither was "
-        f"right. AUROC: the score finds the errors among responses that do not call. PGR: share "
+        f"right. AUROC: the score finds the errors among the device's answers. PGR: share "
         f"recovered of the gap between {comparison.device} (local) and {comparison.cloud}; APGR: "
         f"its mean over all budgets, between the ends of the method's own curve; CPT(x): calls "
         f"to recover x of the gap between those ends; AIQ: area under the hull of accuracy "

@@ -15,15 +15,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 from jaxtyping import Array, Float, Int
 
 from offload_jax.device import model
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params
 from offload_jax.sampling.rollout import PromptBatch
-from offload_jax.sampling.text import special_ids
 from offload_jax.tasks.task import Parsed, Task
+from offload_jax.vocabulary import Vocabulary
 
 
 def call_probabilities(
@@ -48,32 +47,32 @@ def call_probabilities(
     """
     rows = np.asarray(tokens)[:, 0]
     ends = [
-        decision_point(task.tokenizer, row[:n].tolist(), found.at)
+        decision_point(task.vocabulary, row[:n].tolist(), found.at)
         for row, n, found in zip(rows, np.asarray(lengths)[:, 0], parsed, strict=True)
     ]
-    openings = [task.tokenizer.encode(text, add_special_tokens=False).ids for text in task.openings]
+    openings = [task.vocabulary.encode(text) for text in task.openings]
     room = max(map(len, openings))
     alternatives = np.zeros((len(rows), 2, rows.shape[1] + room), np.int32)
-    counted = np.zeros(alternatives.shape, bool)
     for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
         for j, opening in enumerate(openings):
             alternatives[i, j, :end] = row[:end]
             alternatives[i, j, end : end + len(opening)] = opening
-            counted[i, j, end : end + len(opening)] = True
-    scores = _summed_logprobs(params, batch, alternatives, counted, config=config)
+    counted = np.arange(room) < np.array([[len(opening)] for opening in openings])
+    scores = _summed_logprobs(
+        params, batch, alternatives, np.array(ends, np.int32), counted, config=config
+    )
     call, answer = np.asarray(scores, np.float64).T
     return 1 / (1 + np.exp(np.clip(answer - call, -700, 700)))
 
 
-def decision_point(tokenizer: tokenizers.Tokenizer, tokens: list[int], at: int | None) -> int:
+def decision_point(vocabulary: Vocabulary, tokens: list[int], at: int | None) -> int:
     """How many of a response's tokens come before character `at` of its text; None: all of them.
 
     A stop token at the end does not count: nothing can be decided after it.
     """
-    text = partial(tokenizer.decode, skip_special_tokens=False)
+    text = partial(vocabulary.tokenizer.decode, skip_special_tokens=False)
     if at is None:
-        _, stop = special_ids(tokenizer)
-        return len(tokens) - (tokens[-1:] == [stop])
+        return len(tokens) - (len(tokens) > 0 and tokens[-1] in vocabulary.stops)
     low, high = 0, len(tokens)
     while low < high:  # the first token with which the text reaches beyond `at`
         middle = (low + high) // 2
@@ -85,7 +84,10 @@ def decision_point(tokenizer: tokenizers.Tokenizer, tokens: list[int], at: int |
 
 
 @partial(jax.jit, static_argnames="config")
-def _summed_logprobs(params, batch, tokens, counted, *, config):
+def _summed_logprobs(params, batch, tokens, ends, counted, *, config):
+    """Sums over the openings [2, room] that begin at `ends` [P]; the head sees nothing else."""
     hidden = model.forward(params, config, batch.tokens, batch.lengths, tokens)
-    logprobs = model.token_logprobs(params, config, hidden, tokens)
+    at = (ends[:, None] + jnp.arange(counted.shape[1]))[:, None]  # [P, 1, room]
+    hidden = jnp.take_along_axis(hidden, at[..., None], axis=2)
+    logprobs = model.token_logprobs(params, config, hidden, jnp.take_along_axis(tokens, at, axis=2))
     return jnp.where(counted, logprobs, 0.0).sum(axis=-1)

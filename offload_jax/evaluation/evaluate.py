@@ -11,6 +11,7 @@ import numpy as np
 from offload_jax.cloud.protocol import Cloud
 from offload_jax.device.params import Params
 from offload_jax.evaluation.decision import call_probabilities
+from offload_jax.evaluation.fallback import with_fallbacks
 from offload_jax.evaluation.records import Record
 from offload_jax.evaluation.usage import UsageConfig
 from offload_jax.judging import Judgement, judge
@@ -32,6 +33,7 @@ def evaluate(
     usage: UsageConfig,
     ask_all: bool = False,
     scores: bool = True,
+    fallbacks: bool = False,
     samples: int = 0,
 ) -> list[Record]:
     """One greedy response to each prompt, judged; one record each, in the prompts' order.
@@ -48,6 +50,7 @@ def evaluate(
         usage: what seconds and dollars are reckoned with.
         ask_all: ask the cloud for every prompt, as random offloading and cloud-only rows need.
         scores: compute P(call), at the price of one forward pass.
+        fallbacks: let the responses that call answer as well (see `fallback`).
         samples: responses sampled besides for self-consistency, k; 0: none, and no `agreement`.
     """
     records = []
@@ -84,6 +87,8 @@ def evaluate(
                     answer=parsed[i].answer,
                     device_correct=bool(judgement.device_correct[i, 0]),
                     called=bool(judgement.called[i, 0]),
+                    fallback=None,
+                    fallback_correct=None,
                     device_tokens=length,
                     prompt_tokens=int(prompt_tokens[i]),
                     logprob=float(host.logprobs[i, 0].sum() / length),
@@ -93,6 +98,8 @@ def evaluate(
                     **_cloud_fields(sampler, usage, prompt, judgement, i, asked),
                 )
             )
+    if fallbacks:
+        records = with_fallbacks(params, sampler, prompts, records, batch)
     return records
 
 

@@ -37,6 +37,9 @@ class Record:
         answer: the device's answer; None unless kind is "answer".
         device_correct: the device's own answer is right.
         called: the response asks for the cloud.
+        fallback: the device's answer when its call is refused; None where it did not call, where
+            it had none, or where it was not asked for one.
+        fallback_correct: that answer is right; None where it did not call or was not asked.
         cloud_correct: the cloud's answer is right; None where the cloud was not asked.
         device_tokens: number of tokens the device generated.
         prompt_tokens: number of tokens of the prompt in the device's template.
@@ -63,6 +66,8 @@ class Record:
     answer: str | None
     device_correct: bool
     called: bool
+    fallback: str | None
+    fallback_correct: bool | None
     cloud_correct: bool | None
     device_tokens: int
     prompt_tokens: int
@@ -112,6 +117,13 @@ class Record:
             )
         if self.device_correct and self.kind != "answer":
             raise ValueError(f"a record of kind {self.kind!r} cannot have device_correct=True")
+        for name in ("fallback", "fallback_correct"):
+            if getattr(self, name) is not None and not self.called:
+                raise ValueError(
+                    f"a record that did not call cannot have {name}={getattr(self, name)!r:.80}"
+                )
+        if self.fallback_correct and self.fallback is None:
+            raise ValueError("a record without a fallback cannot have fallback_correct=True")
 
 
 _TYPES = typing.get_type_hints(Record)
@@ -194,6 +206,8 @@ class Columns:
         prompt_ids: distinct prompt ids.
         device_correct: the device's own answer is right.
         called: the response asks for the cloud.
+        fallback_known: whether a call's answer, were it refused, is known.
+        fallback_correct: that answer is right; False where it is not known.
         cloud_known: whether the cloud was asked.
         cloud_correct: the cloud's answer is right; False where it is not known.
         device_tokens: number of tokens generated.
@@ -210,6 +224,8 @@ class Columns:
     prompt_ids: Int[np.ndarray, " n"]
     device_correct: Bool[np.ndarray, " n"]
     called: Bool[np.ndarray, " n"]
+    fallback_known: Bool[np.ndarray, " n"]
+    fallback_correct: Bool[np.ndarray, " n"]
     cloud_known: Bool[np.ndarray, " n"]
     cloud_correct: Bool[np.ndarray, " n"]
     device_tokens: Int[np.ndarray, " n"]
@@ -243,11 +259,31 @@ def columns(records: Sequence[Record]) -> Columns:
         prompt_ids=prompt_ids,
         device_correct=np.array([record.device_correct for record in records], bool),
         called=np.array([record.called for record in records], bool),
+        fallback_known=np.array([record.fallback_correct is not None for record in records], bool),
+        fallback_correct=np.array([record.fallback_correct is True for record in records], bool),
         cloud_known=np.array([record.cloud_correct is not None for record in records], bool),
         cloud_correct=np.array([record.cloud_correct is True for record in records], bool),
         device_tokens=np.array([record.device_tokens for record in records], np.int64),
         # float64 turns None into NaN
         **{name: np.array([getattr(r, name) for r in records], np.float64) for name in _FLOATS},
+    )
+
+
+def without_calls(results: Columns) -> Columns:
+    """The same device where it may not call: what it answers when its calls are refused.
+
+    Raises ValueError where a call's fallback is not known.
+    """
+    unknown = results.prompt_ids[results.called & ~results.fallback_known]
+    if unknown.size:
+        raise ValueError(
+            f"what {results.policy} answers when its call is refused is not known of "
+            f"{unknown.size} prompts, such as {unknown[0]}"
+        )
+    return dataclasses.replace(
+        results,
+        device_correct=results.device_correct | results.fallback_correct,
+        called=np.zeros_like(results.called),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import optax
 
+from offload_jax.device.config import Dtype
 from offload_jax.settings import require
 
 
@@ -21,6 +22,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     epsilon: float = 1e-8
+    moment_dtype: Dtype | None = None  # of the first moment; None: the weights', as the second's
 
     def __post_init__(self):
         require(self.rate > 0, f"rate is {self.rate}; it must be positive.")
@@ -44,6 +46,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             b2=config.b2,
             eps=config.epsilon,
             weight_decay=config.weight_decay,
+            mu_dtype=config.moment_dtype,
         ),
     )
 

@@ -13,7 +13,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from offload_jax.device import model
+from offload_jax.device import lora, model
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params, param_shardings
 from offload_jax.learning.grpo import clipped_surrogate
@@ -44,17 +44,21 @@ class WeightedResponses:
 def init_state(
     params: Params, optimizer: optax.GradientTransformation, config: DeviceConfig, mesh: Mesh
 ) -> TrainState:
-    """Step 0; the optimiser's state is sharded like the weights it belongs to."""
-    shapes = jax.eval_shape(optimizer.init, params)
+    """Step 0; the optimiser's state is sharded like the weights it belongs to.
+
+    With adapters (`device.lora`) they alone have one.
+    """
+    _, trained = lora.split(params)
+    shapes = jax.eval_shape(optimizer.init, trained)
     replicated = sharding_of(mesh, (), ())
     shardings = optax.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
         shapes,
-        param_shardings(config, mesh),
+        lora.split(param_shardings(config, mesh))[1],
         transform_non_params=lambda _: replicated,
     )
-    state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
     return TrainState(params, state, jax.device_put(jnp.int32(0), replicated))
 
 
@@ -118,20 +122,22 @@ def update(
         "clip": clip,
     }
 
+    frozen, trained = lora.split(state.params)
+
     def one(carry, _):
-        params, opt = carry
-        gradient, stats = gradient_of(params, batch, **options)
+        trained, opt = carry
+        gradient, stats = gradient_of({**frozen, **trained}, batch, **options)
 
         def apply():
-            updates, new = optimizer.update(gradient, opt, params)
-            return optax.apply_updates(params, updates), new
+            updates, new = optimizer.update(gradient, opt, trained)
+            return optax.apply_updates(trained, updates), new
 
-        carry = jax.lax.cond(stats["prompts_computed"] > 0, apply, lambda: (params, opt))
+        carry = jax.lax.cond(stats["prompts_computed"] > 0, apply, lambda: (trained, opt))
         return carry, {"gradient_norm": optax.tree.norm(gradient), **stats}
 
-    carry, metrics = jax.lax.scan(one, (state.params, state.optimizer), length=repeats)
+    (trained, opt), metrics = jax.lax.scan(one, (trained, state.optimizer), length=repeats)
     metrics = {name: x[-1 if name == "clipped" else 0] for name, x in metrics.items()}
-    return TrainState(*carry, state.step + 1), metrics
+    return TrainState({**frozen, **trained}, opt, state.step + 1), metrics
 
 
 def gradient_of(
@@ -147,7 +153,8 @@ def gradient_of(
 ) -> tuple[Params, dict[str, Float[Array, ""]]]:
     """Gradient of `-sum(weights * log pi(response))` or of minus the surrogate, and statistics.
 
-    Float32; the arguments are those of `update`.
+    Float32, of all weights or, where there are adapters, of them alone; the arguments are those of
+    `update`.
 
     Groups without a weight come first in the order and are skipped; the others are sorted by their
     longest response, and each bucket of lengths has its own loop, so that short responses are not
@@ -155,6 +162,7 @@ def gradient_of(
     """
     batch, needed = _in_micro_batches(batch, micro_prompts)
     T = batch.tokens.shape[-1]
+    frozen, trained = lora.split(params)
     loss = partial(
         _micro_loss,
         config=config,
@@ -167,7 +175,7 @@ def gradient_of(
         gradient, total, stats = carry
         micro = jax.tree.map(lambda x: x[m], batch)
         (micro_loss, micro_stats), micro_gradient = jax.value_and_grad(loss, has_aux=True)(
-            params, _cut(micro, length)
+            trained, frozen, _cut(micro, length)
         )
         gradient = jax.tree.map(lambda a, g: a + g.astype(a.dtype), gradient, micro_gradient)
         combined = {
@@ -181,7 +189,7 @@ def gradient_of(
     names = [] if batch.sampled is None else ["logprob_gap"]
     names += [] if clip is None else ["clipped", "tokens"]
     stats = {name: jnp.float32(0) for name in names}
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trained)
     carry = (zeros, jnp.float32(0), stats)
     start = jnp.sum(needed <= 0)
     for bucket in range(1, length_buckets + 1):
@@ -196,7 +204,10 @@ def gradient_of(
     return gradient, {"loss": total, "prompts_computed": computed.astype(jnp.float32), **stats}
 
 
-def _micro_loss(params, batch: WeightedResponses, *, config, temperature, importance_cap, clip):
+def _micro_loss(
+    trained, frozen, batch: WeightedResponses, *, config, temperature, importance_cap, clip
+):
+    params = lora.join(frozen, trained)
     hidden = model.forward(
         params, config, batch.prompts.tokens, batch.prompts.lengths, batch.tokens
     )

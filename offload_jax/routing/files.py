@@ -5,7 +5,6 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import safetensors.numpy
 
 from offload_jax.device import params as device_params
 from offload_jax.device.params import Params
+from offload_jax.files import read_object
 from offload_jax.routing import deberta
 from offload_jax.routing.classifier import Body, on_device
 from offload_jax.routing.deberta import DebertaConfig
@@ -58,17 +58,6 @@ def load_router(folder: str | Path) -> tuple[Params, RouterConfig]:
         )
     leaves = [jnp.asarray(tensors[name]) for name in named]
     return jax.tree.unflatten(jax.tree.structure(expected), leaves), config
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError naming the file where there is none."""
-    require(path.is_file(), f"{path} is missing.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        values = None
-    require(isinstance(values, dict), f"{path} is not a JSON object.")
-    return values
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from offload_jax.device.params import Params
+from offload_jax.files import read_object
 from offload_jax.routing.deberta import DebertaConfig, init_params
-from offload_jax.routing.files import read_object, read_tensors
+from offload_jax.routing.files import read_tensors
 from offload_jax.settings import require
 
 # What `deberta.encode` is, in the names of config.json: (value if absent, the one value it may be).

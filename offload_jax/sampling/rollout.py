@@ -93,7 +93,7 @@ class _Tiles:
     caches: list[PromptCache]  # per layer
 
 
-@partial(jax.jit, static_argnames=("config", "sampling", "stop", "pad"))
+@partial(jax.jit, static_argnames=("config", "sampling", "stops", "pad"))
 def rollout(
     params: Params,
     prompts: PromptBatch,
@@ -102,7 +102,7 @@ def rollout(
     *,
     config: DeviceConfig,
     sampling: SamplingConfig,
-    stop: int,
+    stops: tuple[int, ...],
     pad: int,
 ) -> Rollout:
     """Samples `sampling.group` responses to each prompt.
@@ -118,7 +118,7 @@ def rollout(
         config: the shape of the device LLM.
         sampling: group size, lengths, temperature. At temperature 0 all samples are greedy and
             their log-probs are those at temperature 1.
-        stop: id of the token that ends a response.
+        stops: ids of the tokens that end a response.
         pad: id written after the end.
 
     Returns:
@@ -138,7 +138,7 @@ def rollout(
     rows = _first_rows(prompts, key, limits, sampling, D, pad)
     scores = model.logits_first(weights, hidden.T[..., None])
     scores = jnp.broadcast_to(scores, (scores.shape[0], P, G))
-    rows = _sample(rows, scores, jnp.int32(0), sampling.temperature, stop, pad)
+    rows = _sample(rows, scores, jnp.int32(0), sampling.temperature, stops, pad)
     caches = model.empty_caches(config, P, G, max(T - 1, 1), sampling.cache_tokens)
     step, caches = jnp.int32(1), jax.tree.map(_pin, caches)
     finished = rows  # in the order of the batch; rows that leave the grid are written here
@@ -149,7 +149,7 @@ def rollout(
             weights, config, rows.token, step - 1, tiles.lengths, tiles.caches, caches
         )
         scores = model.logits_first(weights, hidden)
-        return step + 1, _sample(rows, scores, step, sampling.temperature, stop, pad), caches
+        return step + 1, _sample(rows, scores, step, sampling.temperature, stops, pad), caches
 
     def goes_on(state, tiles, smaller):
         step, rows, _ = state
@@ -205,7 +205,7 @@ def _first_rows(prompts, key, limits, sampling: SamplingConfig, D: int, pad: int
     return jax.tree.map(lambda x: constrain(x, "prompts"), rows)
 
 
-def _sample(rows: _Rows, scores, step, temperature: float, stop: int, pad: int) -> _Rows:
+def _sample(rows: _Rows, scores, step, temperature: float, stops, pad: int) -> _Rows:
     """The rows with their token number `step`, drawn from its logits [V, n, g]."""
     if temperature == 0:
         tokens, logprobs = categorical.argmax(scores)
@@ -214,7 +214,7 @@ def _sample(rows: _Rows, scores, step, temperature: float, stop: int, pad: int) 
         tokens, logprobs = categorical.sample(keys, scores / temperature)
     tokens = jnp.where(rows.running, tokens, pad)
     logprobs = jnp.where(rows.running, logprobs, 0.0)
-    stopped = rows.running & (tokens == stop)
+    stopped = rows.running & jnp.isin(tokens, jnp.array(stops))
     write = partial(jax.lax.dynamic_update_index_in_dim, index=step, axis=2)
     return rows.replace(
         token=tokens,

@@ -10,9 +10,10 @@ from jaxtyping import Array, Key
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params
 from offload_jax.sampling.rollout import PromptBatch, Rollout, SamplingConfig, rollout
-from offload_jax.sampling.text import encode_prompts, special_ids
+from offload_jax.sampling.text import encode_prompts
 from offload_jax.sharding import place
 from offload_jax.tasks.task import Prompt, Task
+from offload_jax.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,26 +26,39 @@ class Sampler:
     mesh: Mesh
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        """The device LLM's tokens."""
+        return self.task.vocabulary
+
+    @property
     def tokenizer(self) -> tokenizers.Tokenizer:
-        """The task's tokenizer."""
-        return self.task.tokenizer
+        """The device LLM's tokenizer."""
+        return self.vocabulary.tokenizer
 
     def __call__(
         self, params: Params, prompts: Sequence[Prompt], key: Key[Array, ""]
     ) -> tuple[PromptBatch, Rollout]:
         """Samples a group of responses to each prompt; the mesh must be in context."""
-        pad, stop = special_ids(self.tokenizer)
         batch = self.encode(prompts)
-        responses = rollout(
-            params, batch, key, config=self.device, sampling=self.sampling, stop=stop, pad=pad
+        return batch, self.respond(params, batch, key)
+
+    def respond(self, params: Params, batch: PromptBatch, key: Key[Array, ""]) -> Rollout:
+        """Samples a group of responses to each row of a placed batch, whatever its width."""
+        return rollout(
+            params,
+            batch,
+            key,
+            config=self.device,
+            sampling=self.sampling,
+            stops=self.vocabulary.stops,
+            pad=self.vocabulary.pad,
         )
-        return batch, responses
 
     def encode(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """The prompts in the device's template, tokenised and placed on the mesh."""
         texts = [self.task.device_text(prompt) for prompt in prompts]
         ids = [prompt.id for prompt in prompts]
-        batch = encode_prompts(self.tokenizer, ids, texts, self.sampling.prompt_tokens)
+        batch = encode_prompts(self.vocabulary, ids, texts, self.sampling.prompt_tokens)
         return place(self.mesh, batch, "prompts")
 
     def greedy(self) -> "Sampler":

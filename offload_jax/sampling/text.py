@@ -6,39 +6,26 @@ import numpy as np
 import tokenizers
 
 from offload_jax.sampling.rollout import PromptBatch, Rollout
-
-PAD, STOP = "<pad>", "<eos>"
-
-
-def special_ids(tokenizer: tokenizers.Tokenizer) -> tuple[int, int]:
-    """The ids (pad, stop) of the padding token and of the token that ends a response.
-
-    Raises:
-        ValueError: the tokenizer lacks one of them.
-    """
-    ids = [tokenizer.token_to_id(token) for token in (PAD, STOP)]
-    if None in ids:
-        raise ValueError(f"The tokenizer has no {PAD} or no {STOP} token.")
-    return ids[0], ids[1]
+from offload_jax.vocabulary import Vocabulary
 
 
 def encode_prompts(
-    tokenizer: tokenizers.Tokenizer, ids: Sequence[int], texts: Sequence[str], S: int
+    vocabulary: Vocabulary, ids: Sequence[int], texts: Sequence[str], S: int
 ) -> PromptBatch:
     """P prompts as host arrays, padded on the right to S tokens.
 
     Raises:
         ValueError: a prompt is empty or longer than S tokens; nothing is cut off.
     """
-    pad, _ = special_ids(tokenizer)
-    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    encoded = vocabulary.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    rows = [encoding.ids for encoding in encoded]
     for row, text in zip(rows, texts, strict=True):
         if not 1 <= len(row) <= S:
             raise ValueError(
                 f"A prompt has {len(row)} tokens; config.sampling.prompt_tokens allows 1 to {S}:"
                 f" {text[:80]!r}."
             )
-    tokens = np.full((len(rows), S), pad, np.int32)
+    tokens = np.full((len(rows), S), vocabulary.pad, np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
     lengths = np.array([len(row) for row in rows], np.int32)

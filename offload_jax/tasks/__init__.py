@@ -3,12 +3,30 @@
 from pathlib import Path
 
 from offload_jax.tasks.task import Task
+from offload_jax.vocabulary import Vocabulary
 
 
-def make_task(name: str, data_dir: str | Path, **settings) -> Task:
-    """The task called `name`; `settings` are the task's own fields of `config.task`."""
+def make_task(
+    name: str, data_dir: str | Path, vocabulary: Vocabulary | None = None, **settings
+) -> Task:
+    """The task called `name`.
+
+    Args:
+        name: "countdown", which has its own vocabulary, or "arithmetic".
+        data_dir: where a dataset may be built.
+        vocabulary: of the pretrained device LLM that is asked.
+        settings: the task's own fields of `config.task`.
+    """
     if name == "countdown":
         from offload_jax.tasks.countdown.task import CountdownTask
 
         return CountdownTask(data_dir, **settings)
-    raise ValueError(f"config.task.name = {name!r} is not a task; there is countdown")
+    if name == "arithmetic":
+        from offload_jax.tasks.arithmetic.problems import ProblemConfig
+        from offload_jax.tasks.arithmetic.task import ArithmeticTask
+
+        sizes = {key: settings.pop(key) for key in ("train", "validation", "test", "seed")}
+        return ArithmeticTask(vocabulary, **sizes, config=ProblemConfig(**settings))
+    raise ValueError(
+        f"config.task.name = {name!r} is not a task; there are countdown and arithmetic"
+    )

@@ -2,10 +2,11 @@
 
 import dataclasses
 import enum
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import tokenizers
+from offload_jax.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Task(Protocol):
     """What is asked and how responses are read and judged."""
 
     name: str
-    tokenizer: tokenizers.Tokenizer
+    vocabulary: Vocabulary  # of the device LLM that is asked
     openings: tuple[str, str]  # how a call and how an answer begins
 
     def prompts(self, split: str) -> Sequence[Prompt]:
@@ -63,6 +64,9 @@ class Task(Protocol):
 
     def parse(self, text: str) -> Parsed:
         """Finds the decision in the text of a response. Never raises."""
+
+    def examples(self, prompts: Sequence[Prompt], rng: random.Random, config: Any) -> list[str]:
+        """Responses to imitate in a supervised start, one per prompt; `config.start.traces`."""
 
     def verify(self, answer: str, prompt: Prompt) -> bool:
         """Whether an (untrusted) answer is right. Never raises."""

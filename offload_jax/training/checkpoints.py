@@ -2,19 +2,24 @@
 
 A checkpoint holds the weights, the optimiser's state and the step; the random keys and the place
 in the data follow from the step (see `offload_jax.sampling.rollout`, `offload_jax.training.data`).
-Beside them lie the shape of the device LLM and its tokenizer, so that a checkpoint stands alone.
+Beside them lie the shape of the device LLM and its vocabulary, so that a checkpoint stands alone.
 """
 
 import dataclasses
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-import tokenizers
 
+from offload_jax.device import lora
 from offload_jax.device.config import DeviceConfig
+from offload_jax.device.params import Params, abstract_params
 from offload_jax.learning.update import TrainState
+from offload_jax.pretrained.checkpoint import Pretrained
+from offload_jax.settings import parse, require
+from offload_jax.vocabulary import Vocabulary
 
 
 class Checkpoints:
@@ -32,12 +37,16 @@ class Checkpoints:
         """The step of the latest whole checkpoint, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, config: DeviceConfig, tokenizer: tokenizers.Tokenizer):
-        """Writes the checkpoint of `state.step`; it appears whole or not at all."""
+    def save(self, state: TrainState, config: DeviceConfig, vocabulary: Vocabulary):
+        """Writes the checkpoint of `state.step`; it appears whole or not at all.
+
+        Of weights with adapters only the adapters are written: the others are the start's.
+        """
+        state = state.replace(params=lora.split(state.params)[1])
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             device=ocp.args.JsonSave(dataclasses.asdict(config)),
-            tokenizer=ocp.args.JsonSave(json.loads(tokenizer.to_str())),
+            vocabulary=ocp.args.JsonSave(vocabulary.to_json()),
         )
         self._manager.save(int(state.step), args=items, force=True)
 
@@ -50,9 +59,12 @@ class Checkpoints:
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
             raise FileNotFoundError(f"{self.folder} holds no checkpoint of step {step}.")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        frozen, trained = lora.split(like.params)
+        saved = like.replace(params=trained)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=items)["state"]
+        state = self._manager.restore(step, args=items)["state"]
+        return state.replace(params={**frozen, **state.params})
 
     def close(self):
         """Waits for writes and releases the folder."""
@@ -63,3 +75,58 @@ class Checkpoints:
 
     def __exit__(self, *_):
         self.close()
+
+
+def load_policy(folder: str | Path) -> tuple[Params, DeviceConfig, Vocabulary]:
+    """The policy of a stage's latest checkpoint, on the default device, without its optimiser.
+
+    Where only adapters were trained, the weights they belong to are read from their own checkpoint.
+
+    Raises:
+        ValueError: the folder holds no checkpoint of ours, or a foreign one.
+    """
+    folder = Path(folder).resolve()
+    require(folder.is_dir(), f"{folder} does not exist; a checkpoint is expected there.")
+    handlers = {"state": ocp.PyTreeCheckpointHandler()}
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    items = ("state", "device", "vocabulary")
+    with ocp.CheckpointManager(
+        folder, item_names=items, item_handlers=handlers, options=options
+    ) as manager:
+        step = manager.latest_step()
+        require(step is not None, f"{folder} holds no checkpoint of a stage.")
+        try:
+            said = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    device=ocp.args.JsonRestore(), vocabulary=ocp.args.JsonRestore()
+                ),
+            )
+            config = parse(DeviceConfig, _mapping(said["device"]), f"{folder}/{step}/device")
+            vocabulary = Vocabulary.from_json(_mapping(said["vocabulary"]))
+        except (KeyError, TypeError, FileNotFoundError) as error:
+            raise ValueError(f"{folder}/{step} is not a checkpoint of a stage: {error}.") from None
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        specs = abstract_params(config)
+        saved = {"adapters": specs["adapters"]} if config.lora else specs
+        like = {
+            "params": jax.tree.map(
+                lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=place), saved
+            )
+        }
+        state = ocp.args.PyTreeRestore(
+            like,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+            partial_restore=True,
+        )
+        params = manager.restore(step, args=ocp.args.Composite(state=state))["state"]["params"]
+    if config.lora:
+        base = Pretrained(config.pretrained).params(config, jax.random.key(0))
+        params = {**base, **params}
+    return params, config, vocabulary
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError("it is not an object")
+    return value

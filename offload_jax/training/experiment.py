@@ -10,17 +10,20 @@ from offload_jax.learning.objective import ObjectiveConfig
 from offload_jax.learning.optimizer import OptimizerConfig
 from offload_jax.learning.prompt_filter import FilterConfig
 from offload_jax.learning.reward import RewardConfig
+from offload_jax.pretrained.checkpoint import Pretrained
 from offload_jax.sampling.rollout import SamplingConfig
 from offload_jax.settings import parse, require
 from offload_jax.sharding import MeshConfig
+from offload_jax.tasks.arithmetic.problems import ProblemConfig
+from offload_jax.tasks.arithmetic.task import ExampleConfig
 from offload_jax.tasks.countdown.traces import TraceConfig, fewest_tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskSettings:
+class CountdownSettings:
     """The Countdown problems (see `offload_jax.tasks.countdown.builder.CountdownConfig`)."""
 
-    name: Literal["countdown"] = "countdown"
+    name: Literal["countdown"]
     train: int = 8000
     validation: int = 500
     test: int = 2000
@@ -37,9 +40,19 @@ class TaskSettings:
                 f"config.task.{name} is {value}; it must be a pair of integers, (low, high).",
             )
 
-    def fields(self) -> dict[str, Any]:
-        """All but the name."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
+
+@dataclasses.dataclass(frozen=True)
+class ArithmeticSettings(ProblemConfig):
+    """The arithmetic problems, of a difficulty and in so many prompts per split."""
+
+    name: Literal["arithmetic"] = "arithmetic"
+    train: int = 2000
+    validation: int = 200
+    test: int = 500
+    seed: int = 0
+
+
+TaskSettings = CountdownSettings | ArithmeticSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,20 +78,24 @@ class BatchSettings:
 
 @dataclasses.dataclass(frozen=True)
 class StartSettings:
-    """The supervised start of the device LLM on search traces."""
+    """The supervised start of the device LLM on examples that the task generates."""
 
-    steps: int
+    steps: int  # a pretrained device LLM may do without, 0
     batch: BatchSettings
     optimizer: OptimizerConfig
-    traces: TraceConfig  # teach to search
-    late_steps: int  # the last steps imitate `late_traces` instead, which teach when to stop
-    late_traces: TraceConfig
+    traces: TraceConfig | ExampleConfig  # what is imitated first
+    late_steps: int = 0  # the last steps imitate `late_traces` instead
+    late_traces: TraceConfig | ExampleConfig | None = None
 
     def __post_init__(self):
         require(
             0 <= self.late_steps <= self.steps,
             f"config.start.late_steps ({self.late_steps}) must be between 0 and"
             f" config.start.steps ({self.steps}).",
+        )
+        require(
+            self.late_steps == 0 or self.late_traces is not None,
+            f"config.start.late_traces is missing; config.start.late_steps is {self.late_steps}.",
         )
 
 
@@ -128,19 +145,11 @@ class Experiment:
         require(self.sampling.group >= 2, "config.sampling.group must be at least 2 (GAPG's G).")
         require(self.sampling.temperature > 0, "config.sampling.temperature must be positive.")
         for name in ("traces", "late_traces"):
-            tokens = getattr(self.start, name).max_tokens
-            require(
-                tokens <= self.sampling.response_tokens,
-                f"config.start.{name}.max_tokens ({tokens}) exceeds"
-                f" config.sampling.response_tokens ({self.sampling.response_tokens}).",
-            )
-            require(
-                tokens >= fewest_tokens(4),
-                f"config.start.{name}.max_tokens is {tokens}; one try of four numbers and its"
-                f" ending take {fewest_tokens(4)}.",
-            )
+            self._check_traces(name, getattr(self.start, name))
+        self._check_device()
         for stage in ("start", "learning"):
-            _check_batch(f"config.{stage}", getattr(self, stage))
+            fewest = 0 if stage == "start" and self.device.pretrained else 1
+            _check_batch(f"config.{stage}", getattr(self, stage), fewest)
         evaluation = self.evaluation
         for name in ("every", "batch"):
             value = getattr(evaluation, name)
@@ -163,13 +172,72 @@ class Experiment:
                 f"config.evaluation.{split}_prompts is {wanted}; config.task.{split} has {there}.",
             )
 
+    def _check_traces(self, name: str, traces: TraceConfig | ExampleConfig | None) -> None:
+        if traces is None:
+            return
+        require(
+            traces.kind == self.task.name,
+            f"config.start.{name}.kind is {traces.kind!r}, but the task is {self.task.name!r}.",
+        )
+        if isinstance(traces, TraceConfig):
+            tokens = traces.max_tokens
+            require(
+                tokens <= self.sampling.response_tokens,
+                f"config.start.{name}.max_tokens ({tokens}) exceeds"
+                f" config.sampling.response_tokens ({self.sampling.response_tokens}).",
+            )
+            require(
+                tokens >= fewest_tokens(4),
+                f"config.start.{name}.max_tokens is {tokens}; one try of four numbers and its"
+                f" ending take {fewest_tokens(4)}.",
+            )
+
+    def _check_device(self) -> None:
+        pretrained, task = self.device.pretrained, self.task.name
+        own = isinstance(self.task, CountdownSettings)
+        require(
+            own or pretrained is not None,
+            f"config.device.pretrained is missing: the task {task!r} is asked in the vocabulary of"
+            " a pretrained device LLM.",
+        )
+        require(
+            not own or pretrained is None,
+            f"config.device.pretrained is {pretrained!r}, but the task {task!r} has its own"
+            " vocabulary.",
+        )
+        tokens, context = (
+            self.sampling.prompt_tokens + self.sampling.response_tokens,
+            (self.device.context),
+        )
+        require(
+            context is None or tokens <= context,
+            f"config.sampling.prompt_tokens + response_tokens is {tokens}; the device LLM's context"
+            f" has {context}.",
+        )
+
 
 def from_config(config: Mapping[str, Any]) -> Experiment:
     """The experiment that an ml_collections config describes.
 
+    The shape of a pretrained device LLM is read from its checkpoint.
+
     Raises:
-        ValueError: an unknown key or an impossible value, named by its path.
+        ValueError: an unknown key or an impossible value, named by its path, or a checkpoint that
+            is missing or not implemented.
     """
+    config = dict(config.to_dict() if hasattr(config, "to_dict") else config)
+    device = config.get("device")
+    if isinstance(device, Mapping) and device.get("pretrained") is not None:
+        path = device["pretrained"]
+        require(isinstance(path, str), f"config.device.pretrained is {path!r}; it must be a path.")
+        shape = Pretrained(path).shape()
+        for name, value in shape.items():
+            own = device.get(name, value)
+            require(
+                own == value,
+                f"config.device.{name} is {own!r}, but {path} has {value!r}: leave it out.",
+            )
+        config["device"] = {**shape, **device}
     return parse(Experiment, config)
 
 
@@ -196,9 +264,9 @@ def check_devices(experiment: Experiment, shards: int) -> None:
         )
 
 
-def _check_batch(path: str, stage: StartSettings | LearningSettings) -> None:
+def _check_batch(path: str, stage: StartSettings | LearningSettings, fewest: int) -> None:
     batch = stage.batch
-    require(stage.steps >= 1, f"{path}.steps must be at least 1.")
+    require(stage.steps >= fewest, f"{path}.steps must be at least {fewest}.")
     for name in ("prompts", "micro_prompts", "length_buckets"):
         require(getattr(batch, name) >= 1, f"{path}.batch.{name} must be at least 1.")
     require(

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import tokenizers
 
 from offload_jax.device.config import DeviceConfig
 from offload_jax.learning.update import TrainState
 from offload_jax.training.checkpoints import Checkpoints
 from offload_jax.training.detectors import check_finite
 from offload_jax.training.logging import Progress, RunLog
+from offload_jax.vocabulary import Vocabulary
 
 Metrics = dict[str, Any]
 
@@ -37,7 +37,7 @@ def run_stage(
     checkpoints: Checkpoints,
     log: RunLog,
     config: DeviceConfig,
-    tokenizer: tokenizers.Tokenizer,
+    vocabulary: Vocabulary,
 ) -> TrainState:
     """Takes a stage from its latest checkpoint, or from `state`, to its end.
 
@@ -64,7 +64,7 @@ def run_stage(
                 metrics |= stage.evaluate(state)
             log.write(done, stage.name, metrics)
             if at_checkpoint:
-                checkpoints.save(state, config, tokenizer)
+                checkpoints.save(state, config, vocabulary)
                 if warning := stage.warn():
                     progress.say(f"Warning: {warning}.")
             progress.update(done, {name: metrics[name] for name in stage.shown})

@@ -39,7 +39,7 @@ def post_training_stage(
     objective = settings.objective
     optimizer = make_optimizer(settings.optimizer, settings.steps * objective.updates)
     P = settings.batch.prompts
-    batches = training_batches(sampler.task.prompts("train"), P, experiment.seed + 1)
+    batches = training_batches(sampler.task.prompts("train"), P, experiment.seed, "post-training")
 
     def step(state: TrainState, step: int) -> tuple[TrainState, Metrics]:
         clock = _Clock()

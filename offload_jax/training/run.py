@@ -15,6 +15,7 @@ from offload_jax.evaluation.plots import plot_curves
 from offload_jax.evaluation.records import Record, read_records, write_records
 from offload_jax.evaluation.table import build_table, markdown, terminal
 from offload_jax.learning.update import TrainState
+from offload_jax.pretrained.checkpoint import Pretrained
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import encode_prompts
 from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
@@ -82,8 +83,10 @@ class Job:
         self, experiment: Experiment, workdir: Workdir, log: RunLog, mesh: jax.sharding.Mesh
     ):
         self.experiment, self.workdir, self.log, self.mesh = experiment, workdir, log, mesh
-        task = make_task(experiment.task.name, workdir.data, **experiment.task.fields())
-        size = task.tokenizer.get_vocab_size()
+        pretrained, settings = experiment.device.pretrained, dataclasses.asdict(experiment.task)
+        vocabulary = None if pretrained is None else Pretrained(pretrained).vocabulary()
+        task = make_task(settings.pop("name"), workdir.data, vocabulary, **settings)
+        size = task.vocabulary.tokenizer.get_vocab_size()
         if size > experiment.device.vocabulary:
             raise ValueError(
                 f"config.device.vocabulary is {experiment.device.vocabulary}; the tokenizer of"
@@ -131,6 +134,7 @@ class Job:
             batch=settings.batch,
             usage=settings.usage,
             ask_all=True,
+            fallbacks=True,
             samples=samples,
         )
         path.parent.mkdir(exist_ok=True)
@@ -143,13 +147,13 @@ class Job:
         for split in ("train", "validation", "test"):
             prompts = task.prompts(split)[:]
             texts = [task.device_text(prompt) for prompt in prompts]
-            encode_prompts(task.tokenizer, [prompt.id for prompt in prompts], texts, S)
+            encode_prompts(task.vocabulary, [prompt.id for prompt in prompts], texts, S)
 
     def _stage(self, stage: Stage, state: TrainState) -> TrainState:
         folder = self.workdir.checkpoints(stage.name)
         with Checkpoints(folder, self.experiment.keep_checkpoints) as checkpoints:
-            device, tokenizer = self.experiment.device, self.sampler.tokenizer
-            return run_stage(stage, state, checkpoints, self.log, device, tokenizer)
+            device, vocabulary = self.experiment.device, self.sampler.vocabulary
+            return run_stage(stage, state, checkpoints, self.log, device, vocabulary)
 
     def _collapse_warning(self, stage: str) -> str | None:
         rows = read_metrics(self.workdir / "metrics.jsonl")

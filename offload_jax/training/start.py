@@ -1,6 +1,7 @@
-"""The device LLM's starting point: a small decoder trained on search traces.
+"""The device LLM's starting point: a pretrained LLM, or a small decoder trained from nothing.
 
-It stands for the instruct model of the paper: it sometimes solves, sometimes errs, sometimes calls.
+Either learns the form of responses from examples that the task generates, so that it sometimes
+solves, sometimes errs, sometimes calls.
 """
 
 import random
@@ -12,11 +13,11 @@ from jax.sharding import Mesh
 from offload_jax.device.params import Params, fourier_features, init_params
 from offload_jax.learning.optimizer import make_optimizer
 from offload_jax.learning.update import WeightedResponses, init_state, update
+from offload_jax.pretrained.checkpoint import Pretrained
 from offload_jax.sampling.sampler import Sampler
-from offload_jax.sampling.text import special_ids
+from offload_jax.settings import require
 from offload_jax.sharding import place
 from offload_jax.tasks.countdown.tokenizer import number_tokens
-from offload_jax.tasks.countdown.traces import sample_traces
 from offload_jax.training.data import training_batches
 from offload_jax.training.experiment import Experiment
 from offload_jax.training.loop import Stage
@@ -27,7 +28,7 @@ def start_stage(experiment: Experiment, sampler: Sampler) -> Stage:
     settings = experiment.start
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     batches = training_batches(
-        sampler.task.prompts("train"), settings.batch.prompts, experiment.seed
+        sampler.task.prompts("train"), settings.batch.prompts, experiment.seed, "start"
     )
 
     def step(state, step):
@@ -54,10 +55,13 @@ def start_stage(experiment: Experiment, sampler: Sampler) -> Stage:
 
 
 def init_start(experiment: Experiment, sampler: Sampler, mesh: Mesh):
-    """Step 0: random weights, with numbers embedded so that near numbers are near."""
-    key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
-    params = init_params(experiment.device, key, mesh)
-    params = embed_numbers(params, sampler)
+    """Step 0: the checkpoint's weights, or random ones with numbers embedded by their values."""
+    # Steps fold in their number, evaluation 2**32 - 1.
+    key = jax.random.fold_in(jax.random.key(experiment.seed), np.uint32(2**32 - 2))
+    if experiment.device.pretrained is not None:
+        params = Pretrained(experiment.device.pretrained).params(experiment.device, key, mesh)
+    else:
+        params = embed_numbers(init_params(experiment.device, key, mesh), sampler)
     optimizer = make_optimizer(experiment.start.optimizer, experiment.start.steps)
     return init_state(params, optimizer, experiment.device, mesh)
 
@@ -71,13 +75,19 @@ def embed_numbers(params: Params, sampler: Sampler) -> Params:
 
 
 def trace_batch(experiment: Experiment, sampler: Sampler, prompts, step: int) -> WeightedResponses:
-    """Traces for the prompts as groups of one, weighted so that the loss is a mean over tokens."""
+    """Examples for the prompts, groups of one, weighted so that the loss is a mean over tokens."""
     rng = random.Random(f"{experiment.seed}/traces/{step}")
     late = step >= experiment.start.steps - experiment.start.late_steps
     traces = experiment.start.late_traces if late else experiment.start.traces
-    texts = sample_traces(prompts, rng, traces)
-    pad, stop = special_ids(sampler.tokenizer)
-    rows = [[*encoding.ids, stop] for encoding in sampler.tokenizer.encode_batch(texts)]
+    texts = sampler.task.examples(prompts, rng, traces)
+    pad, stop = sampler.vocabulary.pad, sampler.vocabulary.stops[0]
+    encoded = sampler.tokenizer.encode_batch(texts, add_special_tokens=False)
+    rows = [[*encoding.ids, stop] for encoding in encoded]
+    longest, room = max(map(len, rows)), experiment.sampling.response_tokens
+    require(
+        longest <= room,
+        f"config.sampling.response_tokens is {room}; an example of the start has {longest}.",
+    )
     tokens = np.full((len(rows), 1, experiment.sampling.response_tokens), pad, np.int32)
     for i, row in enumerate(rows):
         tokens[i, 0, : len(row)] = row

@@ -382,7 +382,7 @@ def _examples(job: Job, settings: RouterSettings, records: Sequence[Record]) -> 
     task, sampling = job.sampler.task, job.experiment.sampling
     texts = [task.device_text(Prompt(r.prompt_id, r.question, r.gold)) for r in records]
     ids = [record.prompt_id for record in records]
-    prompts = encode_prompts(task.tokenizer, ids, texts, sampling.prompt_tokens)
+    prompts = encode_prompts(task.vocabulary, ids, texts, sampling.prompt_tokens)
     tokens, lengths = prompts.tokens, prompts.lengths
     if settings.reads == "prompt_and_response":
         responses = np.zeros((len(records), sampling.response_tokens), np.int32)

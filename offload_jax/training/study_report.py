@@ -24,7 +24,7 @@ from offload_jax.evaluation.metrics import (
     outcome_of,
     overall_accuracy,
 )
-from offload_jax.evaluation.records import Columns, read_records
+from offload_jax.evaluation.records import Columns, read_records, without_calls
 from offload_jax.training.logging import read_metrics
 from offload_jax.training.study import REFERENCE, Study, variant_name
 from offload_jax.training.study_table import CLOUD, Seed, entries, label, ordered, seeds_of
@@ -66,10 +66,13 @@ def _budgets(rows: dict[str, list[Entry]], base: str, path: Path) -> None:
     curves: dict[str, list[Curve]] = {}
     points = {}
     for name, row in rows.items():
-        scored = row[0].scores is not None
-        if name.endswith("+ dial") or name == "& oracle" or not scored:
+        policy, dial, _ = name.partition(" + dial")
+        if name == "& oracle":
             continue
-        curves[name] = [budget_curve(entry.results, entry.scores, seed=0) for entry in row]
+        if row[0].scores is not None:
+            curves[policy] = [budget_curve(entry.results, entry.scores, seed=0) for entry in row]
+        if dial:
+            continue  # one policy, one colour: its curve is the dial's, its point its own
         outcomes = [entry.outcome for entry in row]
         points[name] = (
             float(np.mean([o.offloaded.mean() for o in outcomes])),
@@ -137,7 +140,7 @@ def _sweep(study: Study, seeds: Sequence[Seed], name: str, figures: Path) -> Non
                     "calls": results.called,
                 }
                 if budgets:
-                    one_for_all = seed.results(method, "validation")
+                    one_for_all = without_calls(seed.results(method, "validation"))
                     found["overall, by one policy's P(call)"] = _dial(one_for_all, cap, seed.seed)
                 for what, hits in found.items():
                     cells = measured.setdefault(

@@ -12,7 +12,9 @@
 | + dial | its own | P(call) above a threshold |
 
 A threshold offloads the cap's share of validation prompts. On test prompts what asks for the cloud
-beyond the cap goes back to the device: its answer counts, where its response is one.
+beyond the cap goes back to the device. In the rows of `routed`, which is not meant to call, and of
+a dial the device then answers, by its fallback where its response was a call; a policy's own call
+beyond the cap is wrong.
 """
 
 import dataclasses
@@ -31,7 +33,7 @@ from offload_jax.evaluation.metrics import (
     outcome_of,
     randomly_offloaded,
 )
-from offload_jax.evaluation.records import Columns, columns, read_records
+from offload_jax.evaluation.records import Columns, columns, read_records, without_calls
 from offload_jax.training.study import BASE, Study, read_scores, scores_path
 from offload_jax.training.workdir import Workdir
 
@@ -91,13 +93,14 @@ def entries(study: Study, path: str | Path) -> dict[str, list[Entry]]:
 
 def _of_seed(study: Study, seed: Seed) -> dict[str, Entry]:
     cap = study.base.evaluation.cap
-    test, validation = (seed.results(study.routed, split) for split in ("test", "validation"))
+    splits = ("test", "validation")
+    test, validation = (without_calls(seed.results(study.routed, split)) for split in splits)
     nobody = outcome_of(test, np.zeros(len(test.prompt_ids), bool), "no offloading")
     everyone, random = cloud_only(test), randomly_offloaded(test, cap, seed.seed)
     begin = seed.results(BASE)
     rows = {
         CLOUD: _asked(test, everyone, everyone.offloaded, None, False),
-        "Start": Entry(begin, capped(begin, cap, seed.seed), begin.p_call, True),
+        "Start": Entry(begin, capped(begin, cap, seed.seed), None, True),
         label(study.routed): Entry(test, nobody, None, True),
         "& Naive Offloading": _asked(test, random, random.offloaded, None, False),
     }
@@ -117,8 +120,9 @@ def _of_seed(study: Study, seed: Seed) -> dict[str, Entry]:
     for name in ordered(study.methods):
         if name == study.routed:
             continue
-        own, held_out = seed.results(name), seed.results(name, "validation")
-        rows[label(name)] = Entry(own, capped(own, cap, seed.seed), own.p_call, True)
+        own = seed.results(name)
+        rows[label(name)] = Entry(own, capped(own, cap, seed.seed), None, True)
+        own, held_out = (without_calls(seed.results(name, split)) for split in splits)
         dial = _routed(seed, held_out, own, held_out.p_call, own.p_call, cap)
         rows[f"{label(name)} + dial"] = dial
     return rows

@@ -3,8 +3,11 @@
 from offload_jax.evaluation.records import Record
 
 
-def record(prompt_id, outcome="wrong", cloud=None, policy="start", seed=0):
-    """One record; `outcome` is what the device did: "right", "wrong" (an answer) or "call"."""
+def record(prompt_id, outcome="wrong", cloud=None, policy="start", seed=0, fallback=None):
+    """One record; `outcome` is what the device did: "right", "wrong" (an answer) or "call".
+
+    `fallback`: whether the answer that follows a refused call is right.
+    """
     called, asked = outcome == "call", cloud is not None
     return Record(
         prompt_id=prompt_id,
@@ -19,6 +22,8 @@ def record(prompt_id, outcome="wrong", cloud=None, policy="start", seed=0):
         answer=None if called else "25+3*7",
         device_correct=outcome == "right",
         called=called,
+        fallback=None if fallback is None else "25+3*7",
+        fallback_correct=fallback,
         cloud_correct=cloud,
         device_tokens=3,
         prompt_tokens=9,

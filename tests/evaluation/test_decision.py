@@ -25,25 +25,25 @@ BEFORE = [6, 2, 12, 4]  # tokens before the decision
 
 
 def ids(text):
-    return TASK.tokenizer.encode(text).ids
+    return TASK.vocabulary.tokenizer.encode(text).ids
 
 
 def test_the_decision_point_is_where_answer_or_call_begins():
     for text, before in zip(RESPONSES, BEFORE, strict=True):
         at = TASK.parse(text.removesuffix(" <eos>")).at
-        assert decision_point(TASK.tokenizer, ids(text)[:T], at) == before
+        assert decision_point(TASK.vocabulary, ids(text)[:T], at) == before
 
 
 def test_it_is_the_policys_own_preference_for_calling_over_answering():
     params = init_params(DEVICE, jax.random.key(0))
-    prompts = encode_prompts(TASK.tokenizer, range(4), ["<bos> 3 4 = 7 <think>"] * 4, 8)
+    prompts = encode_prompts(TASK.vocabulary, range(4), ["<bos> 3 4 = 7 <think>"] * 4, 8)
     tokens, lengths = np.zeros((4, 1, T), np.int32), np.zeros((4, 1), np.int32)
     for i, text in enumerate(RESPONSES):
         row = ids(text)[:T]
         tokens[i, 0, : len(row)], lengths[i] = row, len(row)
     parsed = [TASK.parse(text.removesuffix(" <eos>")) for text in RESPONSES]
     ours = call_probabilities(params, DEVICE, TASK, prompts, tokens, lengths, parsed)
-    call, answer = (TASK.tokenizer.token_to_id(text) for text in TASK.openings)
+    call, answer = (TASK.vocabulary.tokenizer.token_to_id(text) for text in TASK.openings)
     for i, before in enumerate(BEFORE):
         sequence = np.concatenate([tokens[i, 0, :before], [0]])[None, None]
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], prompts)

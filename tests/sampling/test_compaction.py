@@ -41,7 +41,7 @@ def params():
 def sample(params, prompts=PROMPTS, limits=LIMITS, **changes):
     sampling = dataclasses.replace(SAMPLING, **changes)
     rolled = rollout(
-        params, prompts, step_key(0, 0), limits, config=DEVICE, sampling=sampling, stop=1, pad=0
+        params, prompts, step_key(0, 0), limits, config=DEVICE, sampling=sampling, stops=(1,), pad=0
     )
     return jax.device_get(rolled)
 

@@ -31,7 +31,7 @@ def sample(params, prompts=PROMPTS, step=0, seed=0, stop=STOP, **changes):
     sampling = dataclasses.replace(SAMPLING, **changes)
     key = step_key(seed, step)
     return jax.device_get(
-        rollout(params, prompts, key, config=DEVICE, sampling=sampling, stop=stop, pad=PAD)
+        rollout(params, prompts, key, config=DEVICE, sampling=sampling, stops=(stop,), pad=PAD)
     )
 
 

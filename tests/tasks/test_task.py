@@ -35,7 +35,7 @@ def test_the_devices_template_is_compact():
     task = make_task("countdown", "unused")
     assert task.device_text(prompt) == "<bos> 3 7 25 = 46 <think>"
     longest = make_prompt(5, [25, 25, 25, 25], 99)
-    encoded = task.tokenizer.encode(task.device_text(longest))
+    encoded = task.vocabulary.tokenizer.encode(task.device_text(longest))
     assert len(encoded.ids) <= 10 and "<unk>" not in encoded.tokens
     assert "3, 7 and 25" in prompt.question and "46" in prompt.question
 

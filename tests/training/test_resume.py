@@ -48,7 +48,7 @@ def killed_at(stage: Stage, step: int) -> Stage:
 
 def run(stage, initial, folder, experiment, sampler) -> TrainState:
     with RunLog(folder) as log, Checkpoints(folder / "checkpoints") as checkpoints:
-        state = run_stage(stage, initial(), checkpoints, log, experiment.device, sampler.tokenizer)
+        state = run_stage(stage, initial(), checkpoints, log, experiment.device, sampler.vocabulary)
         return jax.device_get(state)
 
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_is_restored_bitwise_and_into_another_mesh(setting, tmp_pat
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(FileNotFoundError, match="no checkpoint of step None"):
             checkpoints.restore(state)
-        checkpoints.save(state, experiment.device, sampler.tokenizer)
+        checkpoints.save(state, experiment.device, sampler.vocabulary)
         restored = checkpoints.restore(state)
         assert_same_bits(jax.device_get(state), jax.device_get(restored))
         with jax.set_mesh(other_mesh):
@@ -129,7 +129,7 @@ def test_a_diverged_stage_stops_and_leaves_its_last_checkpoint(setting, tmp_path
 
 def test_the_prompts_of_a_step_follow_from_seed_and_step(setting):
     prompts = setting[1].task.prompts("train")
-    ids = lambda seed, step: [p.id for p in training_batches(prompts, 8, seed)[step]]  # noqa: E731
+    ids = lambda seed, step: [p.id for p in training_batches(prompts, 8, seed, "start")[step]]  # noqa: E731
     assert ids(0, 7) == ids(0, 7)
     assert ids(0, 7) != ids(1, 7) and ids(0, 7) != ids(0, 8)
     epoch = [i for step in range(5) for i in ids(0, step)]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offload_jax.tasks import parsing
-from offload_jax.tasks.countdown import builder, solver, verifier
-from offload_jax.tasks.countdown.tokenizer import BOS, make_tokenizer
+from offload_jax.tasks.countdown import builder, solver, traces, verifier
+from offload_jax.tasks.countdown.tokenizer import BOS, make_vocabulary
 from offload_jax.tasks.task import Parsed, Prompt
 
 
@@ -20,7 +20,7 @@ class CountdownTask:
     def __init__(self, data_dir: str | Path, **settings):
         """`settings`: fields of `builder.CountdownConfig`. The data is built when first read."""
         self.config = builder.CountdownConfig(**settings)
-        self.tokenizer = make_tokenizer()
+        self.vocabulary = make_vocabulary()
         self._data_dir = data_dir
 
     @functools.cached_property
@@ -45,6 +45,12 @@ class CountdownTask:
     def verify(self, answer: str, prompt: Prompt) -> bool:
         """Whether an untrusted expression reaches the target exactly; never raises."""
         return verifier.verify(answer, prompt.gold["numbers"], prompt.gold["target"])
+
+    def examples(
+        self, prompts: Sequence[Prompt], rng: random.Random, config: traces.TraceConfig
+    ) -> list[str]:
+        """A search trace for each prompt."""
+        return traces.sample_traces(prompts, rng, config)
 
     def right_answer(self, prompt: Prompt) -> str | None:
         """An answer that verifies, by exhaustive search; None if there is none."""

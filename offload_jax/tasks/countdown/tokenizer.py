@@ -6,6 +6,7 @@ from jaxtyping import Int
 from tokenizers import models, pre_tokenizers
 
 from offload_jax.tasks.countdown.solver import MAX_RESULT
+from offload_jax.vocabulary import Vocabulary
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<unknown>", "</unknown>")
@@ -27,6 +28,12 @@ def make_tokenizer() -> tokenizers.Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(list(specials))
     return tokenizer
+
+
+def make_vocabulary() -> Vocabulary:
+    """The tokenizer with its end of a response; prompts need no chat template."""
+    tokenizer = make_tokenizer()
+    return Vocabulary(tokenizer, (tokenizer.token_to_id(EOS),), tokenizer.token_to_id(PAD))
 
 
 def number_tokens(

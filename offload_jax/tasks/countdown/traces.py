@@ -8,6 +8,7 @@ sometimes solves, sometimes errs and sometimes calls, like an instruct model bef
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from offload_jax.tasks.countdown import solver
 from offload_jax.tasks.parsing import ANSWER_CLOSE, ANSWER_OPEN, CALL_MARKER, THINK_CLOSE
@@ -31,6 +32,7 @@ class TraceConfig:
             `near`, with that try's expression as a (wrong) answer, otherwise with a call.
     """
 
+    kind: Literal["countdown"] = "countdown"
     max_tokens: int = 128
     solve: float = 0.9
     impatience: float = 0.0

@@ -1,0 +1,23 @@
+"""JSON files: read as untrusted, written whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from offload_jax.settings import require
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError naming the file where there is none."""
+    require(path.is_file(), f"{path} is missing.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        values = None
+    require(isinstance(values, dict), f"{path} is not a JSON object.")
+    return values
+
+
+def write_object(path: Path, values: dict[str, Any]) -> None:
+    """Indented, in UTF-8."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Checkpoints of pretrained LLMs: weights in and out, their vocabulary, nothing executed."""

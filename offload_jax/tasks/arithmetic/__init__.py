@@ -1,0 +1,1 @@
+"""Grade-school arithmetic in words, for pretrained device LLMs."""

@@ -1,0 +1,128 @@
+"""Generated problems: a chain of additions, subtractions and products, bare or told as a story.
+
+Their difficulty is the number of steps and the size of the numbers. Every problem has one integer
+as its answer, and nothing in a wrong answer shows that it is wrong: the device cannot check itself.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+_NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo", "Ida", "Jon")
+_THINGS = ("apples", "pencils", "marbles", "stamps", "coins", "cards", "shells", "books")
+_SAID = {
+    "+": ("gets {n} more", "finds {n} more", "buys {n} more"),
+    "-": ("loses {n}", "gives away {n}", "sells {n}"),
+}
+_BARE = ("What is {chain}?", "Compute {chain}.", "Find the value of {chain}.")
+_MOST = 9_999  # of any value on the way
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemConfig:
+    """How hard problems are.
+
+    Attributes:
+        steps: fewest and most operations; every count is equally frequent.
+        largest: numbers that are added or subtracted lie in 1..largest.
+        factor: a product's second factor lies in 2..factor.
+        products: share of operations that are products.
+        stories: share of problems that are told as a story (those without products).
+    """
+
+    steps: tuple = (1, 4)
+    largest: int = 20
+    factor: int = 5
+    products: float = 0.2
+    stories: float = 0.5
+
+    def __post_init__(self):
+        good = len(self.steps) == 2 and all(type(n) is int for n in self.steps)
+        if not good or not 1 <= self.steps[0] <= self.steps[1] <= 20:
+            raise ValueError(f"config.task.steps is {self.steps}; it must be (low, high) in 1..20.")
+        if not 2 <= self.largest <= 999:
+            raise ValueError(f"config.task.largest is {self.largest}; it must be in 2..999.")
+        if not 2 <= self.factor <= 20:
+            raise ValueError(f"config.task.factor is {self.factor}; it must be in 2..20.")
+        for name in ("products", "stories"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"config.task.{name} is {getattr(self, name)}; it is a share.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A chain of operations from left to right, and how it is asked."""
+
+    first: int
+    steps: tuple[tuple[str, int], ...]  # operator and number
+    question: str
+
+    def values(self) -> list[int]:
+        """What there is after each step."""
+        values = [self.first]
+        for op, n in self.steps:
+            values.append(apply(op, values[-1], n))
+        return values[1:]
+
+
+def apply(op: str, a: int, b: int) -> int:
+    """One operation."""
+    return {"+": a + b, "-": a - b, "*": a * b}[op]
+
+
+def problems(config: ProblemConfig, count: int, seed: int) -> list[Problem]:
+    """So many different problems, the same for the same settings; a longer list begins alike.
+
+    Raises:
+        ValueError: there are too few different problems.
+    """
+    rng = random.Random(f"arithmetic/{seed}")
+    found: dict[tuple, Problem] = {}
+    for _ in range(50 * count):
+        if len(found) == count:
+            break
+        problem = _draw(config, rng)
+        if problem is not None:
+            found.setdefault((problem.first, problem.steps), problem)
+    if len(found) < count:
+        raise ValueError(
+            f"config.task asks for {count} different problems; with these steps and numbers only"
+            f" {len(found)} were found."
+        )
+    return list(found.values())
+
+
+def _draw(config: ProblemConfig, rng: random.Random) -> Problem | None:
+    """A problem whose values stay within 0.._MOST; None if the draw left them."""
+    count = rng.randint(*config.steps)
+    value = first = rng.randint(2, config.largest)
+    steps = []
+    for _ in range(count):
+        if rng.random() < config.products:
+            op, n = "*", rng.randint(2, config.factor)
+        else:
+            op, n = rng.choice("+-"), rng.randint(1, config.largest)
+        value = apply(op, value, n)
+        if not 0 <= value <= _MOST:
+            return None
+        steps.append((op, n))
+    told = rng.random() < config.stories and all(op != "*" for op, _ in steps)
+    question = _story(first, steps, rng) if told else _chain(first, steps, rng)
+    return Problem(first, tuple(steps), question)
+
+
+def _chain(first: int, steps: Sequence[tuple[str, int]], rng: random.Random) -> str:
+    """From left to right: brackets around what comes before a product, where it needs them."""
+    chain, plain = str(first), True
+    for op, n in steps:
+        if op == "*" and not plain:
+            chain = f"({chain})"
+        chain, plain = f"{chain} {op} {n}", op == "*"
+    return rng.choice(_BARE).format(chain=chain)
+
+
+def _story(first: int, steps: Sequence[tuple[str, int]], rng: random.Random) -> str:
+    name, things = rng.choice(_NAMES), rng.choice(_THINGS)
+    said = [f"{name} has {first} {things}."]
+    said += [f"{name} {rng.choice(_SAID[op]).format(n=n)}." for op, n in steps]
+    return " ".join([*said, f"How many {things} does {name} have now?"])
