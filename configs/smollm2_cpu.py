@@ -46,7 +46,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.sampling = ConfigDict(
         {
             "group": 8,
-            "prompt_tokens": 160,
+            "prompt_tokens": 112,
             "response_tokens": 80,
             "temperature": 1.0,
             "cache_tokens": 32,
@@ -58,14 +58,14 @@ def get_config(size: str = "full") -> ConfigDict:
     config.start = ConfigDict(
         {
             "steps": 60,
-            "batch": {"prompts": 16, "micro_prompts": 16, "length_buckets": 1},
+            "batch": {"prompts": 8, "micro_prompts": 4, "length_buckets": 2},
             "optimizer": _optimizer(rate=1e-3 if size == "lora" else 1e-4, warmup_steps=5),
             "traces": {"kind": "arithmetic", "solve": 0.7},
         }
     )
     config.learning = ConfigDict(
         {
-            "steps": 60,
+            "steps": 40,
             "batch": {"prompts": 8, "micro_prompts": 4, "length_buckets": 2},
             "optimizer": _optimizer(rate=2e-4 if size == "lora" else 1e-5, warmup_steps=3),
             "objective": {"name": "gapg", "updates": 1, "clip": 0.2},

@@ -51,14 +51,18 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
 
 
 def _of_kind(kinds: Sequence[type], value: Any, path: str) -> type:
-    """Which of several settings dataclasses a section is: by its `kind` or `name`, a Literal."""
+    """Which of several settings dataclasses a section is: by its `kind` or `name`, a Literal.
+
+    Without one it is the first.
+    """
     require(isinstance(value, Mapping) or hasattr(value, "keys"), f"{path} must be a section.")
     known = {}
     for cls in kinds:
         key = next(key for key in ("kind", "name") if key in cls.__dataclass_fields__)
         for name in typing.get_args(typing.get_type_hints(cls)[key]):
             known[name] = cls
-    require(key in value, f"{path}.{key} is missing; it must be one of {', '.join(known)}.")
+    if key not in value:
+        return kinds[0]
     found = value[key]
     require(
         found in known,
@@ -87,8 +91,6 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
             return None
         kinds = [a for a in arguments if a is not type(None)]
         return _convert(kinds[0] if len(kinds) == 1 else _of_kind(kinds, value, path), value, path)
-    if kind is tuple and type(value) is list:  # read from JSON
-        return tuple(value)
     if kind is float and type(value) is int:
         return float(value)
     require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}.")

@@ -51,16 +51,12 @@ def call_probabilities(
         for row, n, found in zip(rows, np.asarray(lengths)[:, 0], parsed, strict=True)
     ]
     openings = [task.vocabulary.encode(text) for text in task.openings]
+    begun = _prompts_with(batch, rows, np.array(ends))
     room = max(map(len, openings))
-    alternatives = np.zeros((len(rows), 2, rows.shape[1] + room), np.int32)
-    for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
-        for j, opening in enumerate(openings):
-            alternatives[i, j, :end] = row[:end]
-            alternatives[i, j, end : end + len(opening)] = opening
-    counted = np.arange(room) < np.array([[len(opening)] for opening in openings])
-    scores = _summed_logprobs(
-        params, batch, alternatives, np.array(ends, np.int32), counted, config=config
-    )
+    alternatives, counted = np.zeros((2, room), np.int32), np.zeros((2, room), bool)
+    for j, opening in enumerate(openings):
+        alternatives[j, : len(opening)], counted[j, : len(opening)] = opening, True
+    scores = _summed_logprobs(params, *begun, alternatives, counted, config=config)
     call, answer = np.asarray(scores, np.float64).T
     return 1 / (1 + np.exp(np.clip(answer - call, -700, 700)))
 
@@ -83,11 +79,21 @@ def decision_point(vocabulary: Vocabulary, tokens: list[int], at: int | None) ->
     return low
 
 
+def _prompts_with(batch: PromptBatch, rows, ends):
+    """Prompts with the first `ends` tokens of their responses: tokens [P, S + T] and lengths."""
+    prompts, lengths = np.asarray(batch.tokens), np.asarray(batch.lengths)
+    tokens = np.zeros((len(rows), prompts.shape[1] + rows.shape[1]), np.int32)
+    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        work = row[: ends[i]]
+        tokens[i, : lengths[i]] = prompt[: lengths[i]]
+        tokens[i, lengths[i] : lengths[i] + len(work)] = work
+    return tokens, (lengths + ends).astype(np.int32)
+
+
 @partial(jax.jit, static_argnames="config")
-def _summed_logprobs(params, batch, tokens, ends, counted, *, config):
-    """Sums over the openings [2, room] that begin at `ends` [P]; the head sees nothing else."""
-    hidden = model.forward(params, config, batch.tokens, batch.lengths, tokens)
-    at = (ends[:, None] + jnp.arange(counted.shape[1]))[:, None]  # [P, 1, room]
-    hidden = jnp.take_along_axis(hidden, at[..., None], axis=2)
-    logprobs = model.token_logprobs(params, config, hidden, jnp.take_along_axis(tokens, at, axis=2))
+def _summed_logprobs(params, tokens, lengths, openings, counted, *, config):
+    """Log pi of both openings [2, room] after each row, computed as a group of two: [P, 2]."""
+    openings = jnp.broadcast_to(openings, (tokens.shape[0], *openings.shape))
+    hidden = model.forward(params, config, tokens, lengths, openings)
+    logprobs = model.token_logprobs(params, config, hidden, openings)
     return jnp.where(counted, logprobs, 0.0).sum(axis=-1)

@@ -102,8 +102,8 @@ def load_policy(folder: str | Path) -> tuple[Params, DeviceConfig, Vocabulary]:
                     device=ocp.args.JsonRestore(), vocabulary=ocp.args.JsonRestore()
                 ),
             )
-            config = parse(DeviceConfig, _mapping(said["device"]), f"{folder}/{step}/device")
-            vocabulary = Vocabulary.from_json(_mapping(said["vocabulary"]))
+            config = parse(DeviceConfig, _tuples(said["device"]), f"{folder}/{step}/device")
+            vocabulary = Vocabulary.from_json(said["vocabulary"])
         except (KeyError, TypeError, FileNotFoundError) as error:
             raise ValueError(f"{folder}/{step} is not a checkpoint of a stage: {error}.") from None
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -126,7 +126,8 @@ def load_policy(folder: str | Path) -> tuple[Params, DeviceConfig, Vocabulary]:
     return params, config, vocabulary
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise TypeError("it is not an object")
-    return value
+def _tuples(value: Any) -> Any:
+    """JSON has lists where settings have tuples."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(each) for key, each in value.items()}
+    return tuple(value) if isinstance(value, list) else value

@@ -12,9 +12,8 @@ from offload_jax.tasks.task import Parsed, Prompt
 from offload_jax.vocabulary import Vocabulary
 
 SYSTEM = (
-    "Solve the problem step by step. Write one calculation per line. End with the result in"
-    f" {parsing.ANSWER_OPEN}{parsing.ANSWER_CLOSE}. If you are not sure of your result, end with"
-    f" {parsing.CALL_MARKER} instead."
+    f"Calculate step by step and end with {parsing.ANSWER_OPEN}number{parsing.ANSWER_CLOSE}. If"
+    f" unsure, end with {parsing.CALL_MARKER} instead."
 )
 _INTEGER = re.compile(r"-?\d{1,12}", re.ASCII)
 
