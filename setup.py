@@ -27,7 +27,20 @@ setup(
         "tokenizers>=0.21",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.8"],
+        # Pretrained device LLMs: GGUF files and chat templates.
+        "llm": ["gguf>=0.17", "jinja2>=3.1"],
+        # A cloud behind an OpenAI-compatible endpoint.
+        "cloud": ["genai-prices>=0.0.30", "openai>=1.60", "tenacity>=9.0"],
+        "test": [
+            "genai-prices>=0.0.30",
+            "gguf>=0.17",
+            "hypothesis>=6.100",
+            "jinja2>=3.1",
+            "openai>=1.60",
+            "pytest>=8.0",
+            "ruff>=0.8",
+            "tenacity>=9.0",
+        ],
         # What the parity tests compare with; without it they are skipped.
         "torch": ["torch==2.13.0", "transformers>=4.50"],
     },

@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.flags import parser
+from offload_jax.cloud.protocol import CloudError
 from offload_jax.training.detectors import RunError
 from offload_jax.training.experiment import from_config
 from offload_jax.training.run import run
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         run(from_config(CONFIG.value), WORKDIR.value, console)
-    except (ValueError, RunError) as error:
+    except (ValueError, RunError, CloudError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
 

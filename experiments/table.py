@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.flags import parser
+from offload_jax.cloud.protocol import CloudError
 from offload_jax.training.detectors import RunError
 from offload_jax.training.study import compute, from_config
 from offload_jax.training.study_report import report
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
         study = from_config(CONFIG.value)
         compute(study, WORKDIR.value, console)
         report(study, WORKDIR.value, console)
-    except (ValueError, RunError) as error:
+    except (ValueError, RunError, CloudError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
 

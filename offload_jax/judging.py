@@ -6,7 +6,7 @@ import flax.struct
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from offload_jax.cloud.protocol import Cloud
+from offload_jax.cloud.protocol import Answer, Cloud
 from offload_jax.tasks.task import Kind, Parsed, Prompt, Task
 
 
@@ -21,7 +21,13 @@ class Judgement:
     called: Bool[Array, "P G"]  # the response asks for the cloud
     formatted: Bool[Array, "P G"]  # the response follows the template exactly
     cloud_correct: Bool[Array, " P"]  # the cloud was asked, and its answer was right
-    cloud_tokens: Int[Array, " P"] | None = None  # of the cloud's answer, 0 where it was not asked
+    cloud_tokens: Int[Array, " P"] | None = None  # of the cloud's answer, 0 where there is none
+    # Who was asked: the cloud's answers, None where it was not; on the host only.
+    answers: tuple[Answer | None, ...] = flax.struct.field(pytree_node=False, default=())
+
+    def for_device(self) -> "Judgement":
+        """What the jitted part of a step reads."""
+        return self.replace(answers=())
 
 
 def judge(
@@ -34,7 +40,8 @@ def judge(
     """Judges the response texts [P, G] of prompts [P].
 
     The cloud is asked once for each prompt that has a call (with `ask_all` for every prompt), all
-    in one batch: every calling response of a group shares that answer (GAPG, step 2).
+    in one batch: every calling response of a group shares that answer (GAPG, step 2). Where the
+    cloud fails it counts as wrong: calls earn nothing, and the prompt is not one of D2.
 
     Raises:
         ValueError: when the texts are not P groups of one size, or the cloud does not give one
@@ -55,13 +62,14 @@ def judge(
     called = [[response.kind == Kind.CALL for response in group] for group in parsed]
     formatted = [[response.formatted for response in group] for group in parsed]
     called = np.array(called, bool).reshape(shape)
-    cloud_correct, cloud_tokens = _ask(task, cloud, prompts, called.any(axis=1) | ask_all)
+    cloud_correct, cloud_tokens, answers = _ask(task, cloud, prompts, called.any(axis=1) | ask_all)
     return Judgement(
         device_correct=np.array(device_correct, bool).reshape(shape),
         called=called,
         formatted=np.array(formatted, bool).reshape(shape),
         cloud_correct=cloud_correct,
         cloud_tokens=cloud_tokens,
+        answers=answers,
     )
 
 
@@ -71,24 +79,26 @@ def _is_right(task: Task, response: Parsed, prompt: Prompt) -> bool:
 
 def _ask(
     task: Task, cloud: Cloud, prompts: Sequence[Prompt], wanted: Bool[np.ndarray, " P"]
-) -> tuple[Bool[np.ndarray, " P"], Int[np.ndarray, " P"]]:
-    """Whether the cloud is right, and the tokens of its answer (by the device's tokenizer).
+) -> tuple[Bool[np.ndarray, " P"], Int[np.ndarray, " P"], tuple[Answer | None, ...]]:
+    """Whether the cloud is right, the tokens of its answers, and the answers.
 
-    For wanted prompts; a prompt that occurs twice is one query.
+    For wanted prompts; a prompt that occurs twice is one query. Where the cloud does not tell the
+    tokens, they are those of the device's tokenizer.
     """
     asked = {prompt.id: prompt for prompt, want in zip(prompts, wanted, strict=True) if want}
-    responses = cloud.answer(list(asked.values())) if asked else []
-    if len(responses) != len(asked):
-        raise ValueError(f"the cloud gave {len(responses)} responses for {len(asked)} prompts")
-    # A lone surrogate, which a hostile answer may hold, cannot be encoded.
-    texts = [response.encode("utf-8", "replace").decode("utf-8") for response in responses]
-    encoded = task.vocabulary.tokenizer.encode_batch(texts, add_special_tokens=False)
-    found = {
-        prompt.id: (_is_right(task, task.parse(response), prompt), len(encoding.ids))
-        for prompt, response, encoding in zip(asked.values(), responses, encoded, strict=True)
-    }
+    answers = cloud.answer(list(asked.values())) if asked else []
+    if len(answers) != len(asked):
+        raise ValueError(f"the cloud gave {len(answers)} responses for {len(asked)} prompts")
+    found = {}
+    for prompt, answer in zip(asked.values(), answers, strict=True):
+        text, tokens = answer.text or "", answer.tokens
+        if tokens is None:
+            # A lone surrogate, which a hostile answer may hold, cannot be encoded.
+            tokens = len(task.vocabulary.encode(text.encode("utf-8", "replace").decode("utf-8")))
+        found[prompt.id] = _is_right(task, task.parse(text), prompt), tokens, answer
     rows = [
-        found[prompt.id] if want else (False, 0)
+        found[prompt.id] if want else (False, 0, None)
         for prompt, want in zip(prompts, wanted, strict=True)
     ]
-    return np.array([right for right, _ in rows], bool), np.array([n for _, n in rows], np.int32)
+    right, tokens, answers = zip(*rows, strict=True) if rows else ((), (), ())
+    return np.array(right, bool), np.array(tokens, np.int32), tuple(answers)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from offload_jax.cloud.protocol import Answer
 from offload_jax.judging import judge
 from offload_jax.tasks import make_task
 from offload_jax.tasks.countdown.task import make_prompt
@@ -21,7 +22,7 @@ class _Cloud:
 
     def answer(self, prompts):
         self.batches.append([prompt.id for prompt in prompts])
-        return [self.responses[prompt.id] for prompt in prompts]
+        return [Answer(self.responses[prompt.id]) for prompt in prompts]
 
 
 def _prompts(*ids):
@@ -83,3 +84,22 @@ def test_the_clouds_tokens_are_counted_where_it_was_asked():
     judged = judge(_TASK, cloud, _prompts(0, 1, 2), [[_CALL], [_CALL], [_WRONG]])
     assert judged.cloud_tokens.tolist() == [7, 4, 0]
     assert judged.cloud_correct.tolist() == [True, False, False]
+
+
+def test_where_the_cloud_fails_a_call_is_not_right_and_the_failure_is_kept():
+    cloud = _Cloud({0: _RIGHT, 1: None})
+    cloud.answer = lambda prompts: [
+        Answer(_RIGHT) if prompt.id == 0 else Answer(None, "timeout") for prompt in prompts
+    ]
+    judgement = judge(_TASK, cloud, _prompts(0, 1, 2), [[_CALL], [_CALL], [_RIGHT]])
+    np.testing.assert_array_equal(judgement.cloud_correct, [1, 0, 0])
+    np.testing.assert_array_equal(judgement.cloud_tokens > 0, [1, 0, 0])
+    failures = [answer and answer.failure for answer in judgement.answers]
+    assert failures == [None, "timeout", None] and judgement.answers[2] is None
+    assert judgement.for_device().answers == ()
+
+
+def test_tokens_are_the_clouds_own_where_it_tells_them():
+    cloud = _Cloud({})
+    cloud.answer = lambda prompts: [Answer(_RIGHT, tokens=1_234) for _ in prompts]
+    assert judge(_TASK, cloud, _prompts(0), [[_CALL]]).cloud_tokens.tolist() == [1_234]

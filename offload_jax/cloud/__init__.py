@@ -1,14 +1,40 @@
 """Who answers a call."""
 
-from offload_jax.cloud.oracle import Oracle
+from pathlib import Path
+
+from offload_jax.cloud.ledger import Ledger
+from offload_jax.cloud.openai import OpenAIConfig
+from offload_jax.cloud.oracle import Oracle, OracleConfig
 from offload_jax.cloud.protocol import Cloud
+from offload_jax.cloud.replay import Replay, ReplayConfig
+from offload_jax.settings import require
 from offload_jax.tasks.task import Task
 
+CloudConfig = OracleConfig | OpenAIConfig | ReplayConfig
 
-def make_cloud(kind: str, task: Task, **settings) -> Cloud:
-    """The cloud of a kind for a task; `settings` are the kind's own fields of `config.cloud`."""
-    if kind == "oracle":
-        if not hasattr(task, "right_answer"):
-            raise ValueError(f"config.cloud.kind = 'oracle' needs a solver, {task.name} has none")
-        return Oracle(task.right_answer, task.wrong_answer, **settings)
-    raise ValueError(f"config.cloud.kind = {kind!r} is not a cloud; there is oracle")
+
+def make_cloud(config: CloudConfig, task: Task, workdir: str | Path) -> Cloud:
+    """The cloud that a config describes.
+
+    Args:
+        config: which, and how.
+        task: what it is asked; an oracle needs its solver.
+        workdir: the run's folder: where a ledger lies that has no path of its own, and whose
+            account is drawn on.
+
+    Raises:
+        ValueError: something that the cloud needs is missing or does not fit.
+    """
+    if isinstance(config, OracleConfig):
+        require(
+            hasattr(task, "right_answer"),
+            f"config.cloud.kind = 'oracle' needs a solver, {task.name} has none.",
+        )
+        return Oracle(task.right_answer, task.wrong_answer, config.accuracy, config.seed)
+    if isinstance(config, ReplayConfig):
+        return Replay(config)
+    from offload_jax.cloud.openai import OpenAICloud
+
+    workdir = Path(workdir).resolve()
+    path = workdir / "cloud.sqlite" if config.ledger is None else Path(config.ledger)
+    return OpenAICloud(config, Ledger(path, str(workdir), config.budget))

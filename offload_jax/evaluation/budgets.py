@@ -129,7 +129,9 @@ def _limits(n: int, points: int) -> Int[np.ndarray, " points"]:
 def _gain(results: Columns) -> Int[np.ndarray, " n"]:
     """What offloading a prompt changes: 1 where only the cloud is right, -1 only the device."""
     require_cloud(results, np.ones(results.prompt_ids.size, bool), "a curve over all budgets")
-    return results.cloud_correct.astype(int) - results.device_correct.astype(int)
+    # Where the cloud fails the device's answer stays.
+    gain = results.cloud_correct.astype(int) - results.device_correct.astype(int)
+    return np.where(results.cloud_failed, 0, gain)
 
 
 def _curve(results: Columns, order: Int[np.ndarray, " n"], points: int) -> Curve:

@@ -106,15 +106,24 @@ def evaluate(
 def _cloud_fields(
     sampler: Sampler, usage: UsageConfig, prompt: Prompt, judgement: Judgement, i: int, asked: bool
 ) -> dict[str, Any]:
-    """What a record says of the cloud; None throughout where it was not asked."""
+    """What a record says of the cloud; None throughout where it was not asked.
+
+    Seconds and dollars are the cloud's own where it has a clock and a price, else modelled.
+    """
+    names = ("cloud_correct", "cloud_failure", "cloud_tokens", "cloud_seconds", "cost")
     if not asked:
-        return dict.fromkeys(("cloud_correct", "cloud_tokens", "cloud_seconds", "cost"))
-    question, answer = len(sampler.tokenizer.encode(prompt.question)), judgement.cloud_tokens[i]
+        return dict.fromkeys(names)
+    answer, tokens = judgement.answers[i], int(judgement.cloud_tokens[i])
+    if answer.failure is not None:
+        return dict.fromkeys(names) | {"cloud_failure": answer.failure}
+    question = len(sampler.vocabulary.encode(prompt.question))
+    seconds, cost = answer.seconds, answer.cost
     return {
         "cloud_correct": bool(judgement.cloud_correct[i]),
-        "cloud_tokens": int(answer),
-        "cloud_seconds": usage.cloud_seconds(int(answer)),
-        "cost": usage.dollars(question, int(answer)),
+        "cloud_failure": None,
+        "cloud_tokens": tokens,
+        "cloud_seconds": usage.cloud_seconds(tokens) if seconds is None else seconds,
+        "cost": usage.dollars(question, tokens) if cost is None else cost,
     }
 
 

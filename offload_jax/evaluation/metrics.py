@@ -25,12 +25,14 @@ class Outcome:
         offloaded: the cloud answered the prompt.
         retained_correct: the device answered it, and was right.
         correct: whoever answered was right.
+        degraded: the cloud was to answer it and failed, so that the device did.
     """
 
     prompt_ids: Int[np.ndarray, " n"]
     offloaded: Bool[np.ndarray, " n"]
     retained_correct: Bool[np.ndarray, " n"]
     correct: Bool[np.ndarray, " n"]
+    degraded: Bool[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def apply_cap(
 
 def require_cloud(results: Columns, needed: Bool[np.ndarray, " n"], what: str) -> None:
     """Raises ValueError where the cloud's answer to a prompt that `what` needs is not known."""
-    unknown = results.prompt_ids[needed & ~results.cloud_known]
+    unknown = results.prompt_ids[needed & ~results.cloud_known & ~results.cloud_failed]
     if unknown.size:
         raise ValueError(
             f"{what} needs the cloud's answer to {unknown.size} prompts that the records of "
@@ -103,16 +105,21 @@ def require_cloud(results: Columns, needed: Bool[np.ndarray, " n"], what: str) -
 def outcome_of(results: Columns, offloaded: Bool[np.ndarray, " n"], name: str) -> Outcome:
     """The outcome where the cloud answers the prompts `offloaded`; `name` names the way in errors.
 
-    A retained prompt whose response is a call has no answer: it is wrong. Raises ValueError where
-    an offloaded prompt's cloud answer is not known.
+    A retained prompt whose response is a call has no answer: it is wrong. Where the cloud was asked
+    and failed, the device answers after all, by its fallback if its response was a call. Raises
+    ValueError where it is not known what the cloud said to an offloaded prompt.
     """
     require_cloud(results, offloaded, name)
-    retained_correct = results.device_correct & ~offloaded
+    degraded = offloaded & results.cloud_failed
+    offloaded = offloaded & ~degraded
+    answered = results.device_correct | (degraded & results.fallback_correct)
+    retained_correct = answered & ~offloaded
     return Outcome(
         prompt_ids=results.prompt_ids,
         offloaded=offloaded,
         retained_correct=retained_correct,
         correct=np.where(offloaded, results.cloud_correct, retained_correct),
+        degraded=degraded,
     )
 
 

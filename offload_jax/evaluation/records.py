@@ -40,7 +40,8 @@ class Record:
         fallback: the device's answer when its call is refused; None where it did not call, where
             it had none, or where it was not asked for one.
         fallback_correct: that answer is right; None where it did not call or was not asked.
-        cloud_correct: the cloud's answer is right; None where the cloud was not asked.
+        cloud_correct: the cloud's answer is right; None where the cloud was not asked or failed.
+        cloud_failure: why the cloud, though asked, has no answer; None where it has one.
         device_tokens: number of tokens the device generated.
         prompt_tokens: number of tokens of the prompt in the device's template.
         logprob: mean log-probability per response token, in nats, at temperature 1.
@@ -69,6 +70,7 @@ class Record:
     fallback: str | None
     fallback_correct: bool | None
     cloud_correct: bool | None
+    cloud_failure: str | None
     device_tokens: int
     prompt_tokens: int
     logprob: float
@@ -122,6 +124,8 @@ class Record:
                 raise ValueError(
                     f"a record that did not call cannot have {name}={getattr(self, name)!r:.80}"
                 )
+        if self.cloud_failure is not None and self.cloud_correct is not None:
+            raise ValueError("a record of a cloud that failed cannot have cloud_correct")
         if self.fallback_correct and self.fallback is None:
             raise ValueError("a record without a fallback cannot have fallback_correct=True")
 
@@ -210,6 +214,7 @@ class Columns:
         fallback_correct: that answer is right; False where it is not known.
         cloud_known: whether the cloud was asked.
         cloud_correct: the cloud's answer is right; False where it is not known.
+        cloud_failed: the cloud was asked and has no answer.
         device_tokens: number of tokens generated.
         logprob: mean log-probability per response token, in nats.
         p_call: P(call) at the decision point; NaN where it was not computed.
@@ -228,6 +233,7 @@ class Columns:
     fallback_correct: Bool[np.ndarray, " n"]
     cloud_known: Bool[np.ndarray, " n"]
     cloud_correct: Bool[np.ndarray, " n"]
+    cloud_failed: Bool[np.ndarray, " n"]
     device_tokens: Int[np.ndarray, " n"]
     logprob: Float[np.ndarray, " n"]
     p_call: Float[np.ndarray, " n"]
@@ -263,6 +269,7 @@ def columns(records: Sequence[Record]) -> Columns:
         fallback_correct=np.array([record.fallback_correct is True for record in records], bool),
         cloud_known=np.array([record.cloud_correct is not None for record in records], bool),
         cloud_correct=np.array([record.cloud_correct is True for record in records], bool),
+        cloud_failed=np.array([record.cloud_failure is not None for record in records], bool),
         device_tokens=np.array([record.device_tokens for record in records], np.int64),
         # float64 turns None into NaN
         **{name: np.array([getattr(r, name) for r in records], np.float64) for name in _FLOATS},
@@ -313,6 +320,7 @@ def _filled(own: Columns, other: Columns) -> Columns:
     return dataclasses.replace(
         own,
         cloud_known=own.cloud_known | other.cloud_known,
+        cloud_failed=own.cloud_failed & ~other.cloud_known,
         cloud_correct=own.cloud_correct | other.cloud_correct,
         **amounts,
     )

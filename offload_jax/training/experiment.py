@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from offload_jax.cloud import CloudConfig
 from offload_jax.device.config import DeviceConfig
 from offload_jax.evaluation.usage import UsageConfig
 from offload_jax.learning.objective import ObjectiveConfig
@@ -53,18 +54,6 @@ class ArithmeticSettings(ProblemConfig):
 
 
 TaskSettings = CountdownSettings | ArithmeticSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class CloudSettings:
-    """Who answers a call."""
-
-    kind: Literal["oracle"] = "oracle"
-    accuracy: float = 0.945  # of the oracle; the paper's cloud on Countdown: 94.6 %
-    seed: int = 0
-
-    def __post_init__(self):
-        require(0 <= self.accuracy <= 1, "config.cloud.accuracy must be between 0 and 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +121,7 @@ class Experiment:
     seed: int
     task: TaskSettings
     device: DeviceConfig
-    cloud: CloudSettings
+    cloud: CloudConfig
     sampling: SamplingConfig
     start: StartSettings
     learning: LearningSettings

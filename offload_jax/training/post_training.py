@@ -1,14 +1,14 @@
 """Post-training with GAPG or a rival: sample, judge, filter, update."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from offload_jax.cloud.protocol import Cloud
+from offload_jax.cloud.protocol import BUDGET, Answer, Cloud, CloudError
 from offload_jax.device.params import Params
 from offload_jax.evaluation.evaluate import evaluate
 from offload_jax.evaluation.metrics import summary
@@ -20,6 +20,7 @@ from offload_jax.sampling.rollout import Rollout, step_key
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import decode_responses
 from offload_jax.sharding import place
+from offload_jax.tasks.task import Prompt
 from offload_jax.training.data import training_batches
 from offload_jax.training.experiment import Experiment
 from offload_jax.training.loop import Metrics, Stage
@@ -42,20 +43,22 @@ def post_training_stage(
     batches = training_batches(sampler.task.prompts("train"), P, experiment.seed, "post-training")
 
     def step(state: TrainState, step: int) -> tuple[TrainState, Metrics]:
-        clock = _Clock()
+        clock, timed = _Clock(), _Timed(cloud)
         key = step_key(experiment.seed, step)
         prompts = batches[step]
         batch, rollout = sampler(state.params, prompts, key)
         responses = jax.device_get(rollout)
         clock.lap("sample")
         judgement = judge(
-            sampler.task, cloud, prompts, decode_responses(sampler.tokenizer, responses)
+            sampler.task, timed, prompts, decode_responses(sampler.tokenizer, responses)
         )
         clock.lap("judge")
+        clock.move("judge", "cloud", timed.seconds)
+        check_budget(judgement.answers)
         # Sample keys fold in prompt ids, which are never negative: -1 is the filter's own stream.
         filter_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
         learnt = jit_learn(
-            place(sampler.mesh, judgement, "prompts"),
+            place(sampler.mesh, judgement.for_device(), "prompts"),
             rollout.lengths,
             batch.ids,
             filter_key,
@@ -125,12 +128,16 @@ def init_post_training(experiment: Experiment, params: Params, mesh: Mesh) -> Tr
 def batch_metrics(rollout: Rollout, judgement: Judgement, learnt: Learnt) -> Metrics:
     """What one training batch looked like; host arrays in, means over all responses out."""
     calls = judgement.called.sum()
+    asked = [answer for answer in judgement.answers if answer is not None]
     cloud_right = (judgement.called & judgement.cloud_correct[:, None]).sum()
     return {
         "reward": learnt.rewards.mean(),
         "accuracy": judgement.device_correct.mean(),
         "call_ratio": judgement.called.mean(),
         "cloud_accuracy": cloud_right / calls if calls else None,  # of the calling responses
+        "cloud/asked": len(asked),
+        "cloud/failed": sum(answer.failure is not None for answer in asked),
+        "cloud/cached": sum(answer.cached for answer in asked),
         "d1": learnt.kept.d1.sum(),
         "d2": learnt.kept.d2.sum(),
         "response_tokens": rollout.lengths.mean(),
@@ -149,3 +156,34 @@ class _Clock:
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[f"seconds/{name}"], self._last = now - self._last, now
+
+    def move(self, name: str, to: str, seconds: float) -> None:
+        """Tells a part of a lap apart from the rest of it."""
+        self.laps[f"seconds/{name}"] -= seconds
+        self.laps[f"seconds/{to}"] = seconds
+
+
+class _Timed:
+    """A cloud, and the seconds spent waiting for it."""
+
+    def __init__(self, cloud: Cloud):
+        self._cloud, self.seconds = cloud, 0.0
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        began = time.perf_counter()
+        try:
+            return self._cloud.answer(prompts)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def check_budget(answers: Sequence[Answer | None]) -> None:
+    """Raises CloudError where an answer is missing because the budget is spent.
+
+    A cloud that is down is another matter: its prompts teach no calls, and training goes on.
+    """
+    if any(answer is not None and answer.failure == BUDGET for answer in answers):
+        raise CloudError(
+            "The cloud's budget is spent (config.cloud.budget), so this step cannot be judged. The"
+            " last checkpoint is kept: raise the budget in a new run, or start from it."
+        )

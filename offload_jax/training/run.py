@@ -93,8 +93,7 @@ class Job:
                 f" {task.name} has {size} tokens."
             )
         self.sampler = Sampler(task, experiment.device, experiment.sampling, mesh)
-        cloud = {k: v for k, v in dataclasses.asdict(experiment.cloud).items() if k != "kind"}
-        self.cloud: Cloud = make_cloud(experiment.cloud.kind, task, **cloud)
+        self.cloud: Cloud = make_cloud(experiment.cloud, task, workdir.path)
         self._check_prompts()
 
     def start(self) -> Params:

@@ -25,6 +25,7 @@ def record(prompt_id, outcome="wrong", cloud=None, policy="start", seed=0, fallb
         fallback=None if fallback is None else "25+3*7",
         fallback_correct=fallback,
         cloud_correct=cloud,
+        cloud_failure=None,
         device_tokens=3,
         prompt_tokens=9,
         logprob=-0.25,

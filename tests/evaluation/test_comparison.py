@@ -28,6 +28,7 @@ def results(device, called, cloud=CLOUD):
         fallback_correct=each < 0,
         cloud_known=each > 0,
         cloud_correct=np.array(cloud, bool),
+        cloud_failed=each < 0,
         device_tokens=10 * each.astype(int),
         logprob=-each,
         p_call=np.nan * each,

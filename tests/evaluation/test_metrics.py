@@ -21,7 +21,9 @@ SEEDS = st.integers(0, 2**32)
 def outcome(correct, prompt_ids=None):
     correct = np.array(correct, bool)
     ids = np.arange(correct.size) if prompt_ids is None else np.array(prompt_ids)
-    return metrics.Outcome(ids, np.zeros(correct.size, bool), correct, correct)
+    return metrics.Outcome(
+        ids, np.zeros(correct.size, bool), correct, correct, np.zeros(correct.size, bool)
+    )
 
 
 # --- the cap ---

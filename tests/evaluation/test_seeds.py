@@ -13,7 +13,9 @@ from offload_jax.evaluation.metrics import Outcome, mcnemar, paired_difference
 def outcome(correct, first_id=0):
     correct = np.array(correct, bool)
     ids = np.arange(first_id, first_id + correct.size)
-    return Outcome(ids, np.zeros(correct.size, bool), correct, correct)
+    return Outcome(
+        ids, np.zeros(correct.size, bool), correct, correct, np.zeros(correct.size, bool)
+    )
 
 
 def method(rng, accuracy, n):
