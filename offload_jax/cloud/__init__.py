@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from jax.sharding import Mesh
+
+from offload_jax.cloud.device import DeviceCloud, DeviceCloudConfig
 from offload_jax.cloud.ledger import Ledger
 from offload_jax.cloud.openai import OpenAIConfig
 from offload_jax.cloud.oracle import Oracle, OracleConfig
@@ -10,10 +13,10 @@ from offload_jax.cloud.replay import Replay, ReplayConfig
 from offload_jax.settings import require
 from offload_jax.tasks.task import Task
 
-CloudConfig = OracleConfig | OpenAIConfig | ReplayConfig
+CloudConfig = OracleConfig | OpenAIConfig | ReplayConfig | DeviceCloudConfig
 
 
-def make_cloud(config: CloudConfig, task: Task, workdir: str | Path) -> Cloud:
+def make_cloud(config: CloudConfig, task: Task, workdir: str | Path, mesh: Mesh) -> Cloud:
     """The cloud that a config describes.
 
     Args:
@@ -21,6 +24,7 @@ def make_cloud(config: CloudConfig, task: Task, workdir: str | Path) -> Cloud:
         task: what it is asked; an oracle needs its solver.
         workdir: the run's folder: where a ledger lies that has no path of its own, and whose
             account is drawn on.
+        mesh: where a cloud of our own runs.
 
     Raises:
         ValueError: something that the cloud needs is missing or does not fit.
@@ -33,6 +37,8 @@ def make_cloud(config: CloudConfig, task: Task, workdir: str | Path) -> Cloud:
         return Oracle(task.right_answer, task.wrong_answer, config.accuracy, config.seed)
     if isinstance(config, ReplayConfig):
         return Replay(config)
+    if isinstance(config, DeviceCloudConfig):
+        return DeviceCloud(config, mesh)
     from offload_jax.cloud.openai import OpenAICloud
 
     workdir = Path(workdir).resolve()

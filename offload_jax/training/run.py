@@ -93,7 +93,7 @@ class Job:
                 f" {task.name} has {size} tokens."
             )
         self.sampler = Sampler(task, experiment.device, experiment.sampling, mesh)
-        self.cloud: Cloud = make_cloud(experiment.cloud, task, workdir.path)
+        self.cloud: Cloud = make_cloud(experiment.cloud, task, workdir.path, mesh)
         self._check_prompts()
 
     def start(self) -> Params:

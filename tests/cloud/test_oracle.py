@@ -13,7 +13,7 @@ _TASK = make_task("countdown", "unused")
 
 
 def _oracle(accuracy=0.9, seed=0):
-    return make_cloud(OracleConfig(accuracy=accuracy, seed=seed), _TASK, "unused")
+    return make_cloud(OracleConfig(accuracy=accuracy, seed=seed), _TASK, "unused", None)
 
 
 def _prompts(count):
@@ -76,4 +76,4 @@ def test_bad_settings_are_refused_in_words():
     with pytest.raises(ValueError, match=r"config\.cloud\.accuracy must be between 0 and 1"):
         _oracle(93.5)
     with pytest.raises(ValueError, match="needs a solver, riddles has none"):
-        make_cloud(OracleConfig(), type("Task", (), {"name": "riddles"})(), "unused")
+        make_cloud(OracleConfig(), type("Task", (), {"name": "riddles"})(), "unused", None)

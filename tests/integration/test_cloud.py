@@ -1,4 +1,4 @@
-"""A training run against an endpoint that fails: it goes on, says so, and pays for nothing twice."""
+"""Training against an endpoint that fails: it goes on, says so, and pays for nothing twice."""
 
 import json
 import os
