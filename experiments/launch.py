@@ -4,6 +4,7 @@ Any setting can be overridden on the command line (`--config.learning.steps=200`
 command again in the same workdir resumes it.
 """
 
+import signal
 import sys
 
 import rich.console
@@ -14,6 +15,7 @@ from experiments.flags import parser
 from offload_jax.cloud.protocol import CloudError
 from offload_jax.training.detectors import RunError
 from offload_jax.training.experiment import from_config
+from offload_jax.training.loop import PreemptedError
 from offload_jax.training.run import run
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -33,6 +35,9 @@ def main(argv: list[str]) -> None:
     except (ValueError, RunError, CloudError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
+    except PreemptedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Trains what is missing, evaluates it, and writes table.md, table.tex, table.json
 running the same command again in the same workdir resumes it.
 """
 
+import signal
 import sys
 
 import rich.console
@@ -13,6 +14,7 @@ from ml_collections import config_flags
 from experiments.flags import parser
 from offload_jax.cloud.protocol import CloudError
 from offload_jax.training.detectors import RunError
+from offload_jax.training.loop import PreemptedError
 from offload_jax.training.study import compute, from_config
 from offload_jax.training.study_report import report
 
@@ -35,6 +37,9 @@ def main(argv: list[str]) -> None:
     except (ValueError, RunError, CloudError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
+    except PreemptedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

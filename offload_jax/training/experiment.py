@@ -98,6 +98,7 @@ class LearningSettings:
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     filter: FilterConfig = dataclasses.field(default_factory=FilterConfig)
+    sampling_parts: int = 1  # a batch is sampled in so many, the cloud answering meanwhile
     importance_cap: float | None = None  # of min(trainer / sampler, cap) per token; None: off
     collapse_patience: int = 3  # evaluations in a row with all or no calls before a warning
 
@@ -143,6 +144,12 @@ class Experiment:
         for name in ("every", "batch"):
             value = getattr(evaluation, name)
             require(value >= 1, f"config.evaluation.{name} must be at least 1.")
+        parts, prompts = self.learning.sampling_parts, self.learning.batch.prompts
+        require(
+            parts >= 1 and prompts % parts == 0,
+            f"config.learning.sampling_parts is {parts}; it must divide"
+            f" config.learning.batch.prompts ({prompts}).",
+        )
         cap = self.learning.importance_cap
         require(cap is None or cap > 0, "config.learning.importance_cap must be positive or None.")
         require(
@@ -244,6 +251,8 @@ def check_devices(experiment: Experiment, shards: int) -> None:
         "config.start.batch.micro_prompts": experiment.start.batch.micro_prompts,
         "config.learning.batch.micro_prompts": experiment.learning.batch.micro_prompts,
         "config.evaluation.batch": experiment.evaluation.batch,
+        "config.learning.batch.prompts / sampling_parts": experiment.learning.batch.prompts
+        // experiment.learning.sampling_parts,
     }
     for name, size in sizes.items():
         require(

@@ -1,8 +1,11 @@
 """The loop that every stage of a run shares: step, log, evaluate, checkpoint, resume."""
 
 import dataclasses
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -44,14 +47,17 @@ def run_stage(
     A resumed stage is bitwise the uninterrupted one: everything that a step uses follows from the
     state and the step's number. Metrics after the checkpoint are dropped and written again.
 
+    SIGTERM, the notice before a preemption, ends it after the current step, with a checkpoint.
+
     Raises:
         RunError: loss or gradient is not finite; the last checkpoint is left as it was.
+        PreemptedError: SIGTERM came.
     """
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
     start = int(state.step)
     log.rewind(stage.name, start)
-    with Progress(stage.name, stage.steps, start) as progress:
+    with Progress(stage.name, stage.steps, start) as progress, _terminations() as terminated:
         for step in range(start, stage.steps):
             began, compiled = time.perf_counter(), compilations()
             state, metrics = stage.step(state, step)
@@ -63,12 +69,35 @@ def run_stage(
             if at_checkpoint and stage.evaluate:
                 metrics |= stage.evaluate(state)
             log.write(done, stage.name, metrics)
-            if at_checkpoint:
+            if at_checkpoint or terminated:
                 checkpoints.save(state, config, vocabulary)
-                if warning := stage.warn():
-                    progress.say(f"Warning: {warning}.")
+            if terminated and done < stage.steps:
+                raise PreemptedError(
+                    f"Stopped by SIGTERM after step {done} of {stage.name}, which is saved: the"
+                    " same command goes on from there."
+                )
+            if at_checkpoint and (warning := stage.warn()):
+                progress.say(f"Warning: {warning}.")
             progress.update(done, {name: metrics[name] for name in stage.shown})
     return state
+
+
+class PreemptedError(Exception):
+    """The machine is wanted back; the run is saved."""
+
+
+@contextmanager
+def _terminations() -> Iterator[list[int]]:
+    """A list that SIGTERM makes non-empty. Elsewhere than in the main thread it stays empty."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 _compilations = 0

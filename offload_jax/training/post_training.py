@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Key
 
 from offload_jax.cloud.protocol import BUDGET, Answer, Cloud, CloudError
 from offload_jax.device.params import Params
@@ -16,7 +19,7 @@ from offload_jax.judging import Judgement, judge
 from offload_jax.learning.objective import Learnt, learn
 from offload_jax.learning.optimizer import make_optimizer
 from offload_jax.learning.update import TrainState, WeightedResponses, init_state, update
-from offload_jax.sampling.rollout import Rollout, step_key
+from offload_jax.sampling.rollout import PromptBatch, Rollout, step_key
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import decode_responses
 from offload_jax.sharding import place
@@ -46,14 +49,12 @@ def post_training_stage(
         clock, timed = _Clock(), _Timed(cloud)
         key = step_key(experiment.seed, step)
         prompts = batches[step]
-        batch, rollout = sampler(state.params, prompts, key)
+        batch, rollout, judgement, waited = sample_and_judge(
+            state.params, sampler, timed, prompts, key, settings.sampling_parts
+        )
         responses = jax.device_get(rollout)
         clock.lap("sample")
-        judgement = judge(
-            sampler.task, timed, prompts, decode_responses(sampler.tokenizer, responses)
-        )
-        clock.lap("judge")
-        clock.move("judge", "cloud", timed.seconds)
+        clock.move("sample", "judge", waited)  # mostly for the cloud
         check_budget(judgement.answers)
         # Sample keys fold in prompt ids, which are never negative: -1 is the filter's own stream.
         filter_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
@@ -85,7 +86,8 @@ def post_training_stage(
         stats, learnt = jax.device_get((stats, learnt))
         clock.lap("update")
         del stats["loss"]
-        return state, {**batch_metrics(responses, judgement, learnt), **stats, **clock.laps}
+        timings = {**clock.laps, "cloud/seconds": timed.seconds}  # the latter overlapped or not
+        return state, {**batch_metrics(responses, judgement, learnt), **stats, **timings}
 
     return Stage(
         name=name,
@@ -164,7 +166,7 @@ class _Clock:
 
 
 class _Timed:
-    """A cloud, and the seconds spent waiting for it."""
+    """A cloud, and the seconds that it took."""
 
     def __init__(self, cloud: Cloud):
         self._cloud, self.seconds = cloud, 0.0
@@ -175,6 +177,52 @@ class _Timed:
             return self._cloud.answer(prompts)
         finally:
             self.seconds += time.perf_counter() - began
+
+
+def sample_and_judge(
+    params: Params,
+    sampler: Sampler,
+    cloud: Cloud,
+    prompts: Sequence[Prompt],
+    key: Key[Array, ""],
+    parts: int = 1,
+) -> tuple[PromptBatch, Rollout, Judgement, float]:
+    """Groups of responses to a batch of prompts, and their judgement.
+
+    The batch is sampled in `parts`: while one is sampled, the one before is judged, that is, its
+    calls are with the cloud. A response depends on its prompt, its sample and the key alone, so
+    that the parts change nothing but the time.
+
+    Returns:
+        The encoded prompts, their responses and judgement, and the seconds that were spent waiting
+        for judgements after everything was sampled.
+    """
+    size = len(prompts) // parts
+    pieces = [prompts[first : first + size] for first in range(0, len(prompts), size)]
+    batches, rollouts, judging = [], [], []
+    with ThreadPoolExecutor(1) as pool:
+        for piece in pieces:
+            batch, rollout = sampler(params, piece, key)
+            texts = decode_responses(sampler.tokenizer, jax.device_get(rollout))
+            judging.append(pool.submit(judge, sampler.task, cloud, piece, texts))
+            batches.append(batch)
+            rollouts.append(rollout)
+        began = time.perf_counter()
+        judgements = [future.result() for future in judging]
+        waited = time.perf_counter() - began
+    answers = tuple(answer for judgement in judgements for answer in judgement.answers)
+    judgement = _joined([judgement.for_device() for judgement in judgements], np.concatenate)
+    return (
+        _joined(batches, jnp.concatenate),
+        _joined(rollouts, jnp.concatenate),
+        judgement.replace(answers=answers),
+        waited,
+    )
+
+
+def _joined(trees: Sequence[Any], concatenate: Callable) -> Any:
+    """Trees of arrays, one after the other along the first axis."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *x: concatenate(x), *trees)
 
 
 def check_budget(answers: Sequence[Answer | None]) -> None:

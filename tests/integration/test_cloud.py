@@ -42,7 +42,7 @@ def test_a_run_survives_a_cloud_that_fails_and_a_second_one_pays_nothing(tiny, t
         once = launch(tiny, tmp_path / "a", url, ledger, "--config.cloud.attempts=1")
         assert once.returncode == 0, once.stderr
         rows = metrics(tmp_path / "a")
-        assert len(rows) == 4 and all(row["seconds/cloud"] >= 0 for row in rows)
+        assert len(rows) == 4 and all(row["cloud/seconds"] >= 0 for row in rows)
         records = read_records(tmp_path / "a" / "records" / "gapg.jsonl")
         failed = [r for r in records if r.cloud_failure is not None]
         assert failed and all(r.cloud_correct is None for r in failed)

@@ -1,22 +1,23 @@
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
 
-from offload_jax.cloud import make_cloud
+from offload_jax.cloud import OracleConfig, make_cloud
 from offload_jax.learning.objective import ObjectiveConfig
 from offload_jax.learning.update import TrainState
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sharding import MeshConfig, make_mesh
-from offload_jax.tasks import make_task
 from offload_jax.training.checkpoints import Checkpoints
 from offload_jax.training.data import training_batches
 from offload_jax.training.detectors import RunError
 from offload_jax.training.experiment import from_config
 from offload_jax.training.logging import RunLog
-from offload_jax.training.loop import Stage, run_stage
+from offload_jax.training.loop import PreemptedError, Stage, run_stage
 from offload_jax.training.post_training import init_post_training, post_training_stage
 from offload_jax.training.start import init_start, start_stage
 from offload_jax.training.workdir import open_workdir
@@ -25,9 +26,9 @@ from offload_jax.training.workdir import open_workdir
 @pytest.fixture(scope="module")
 def setting(tiny, tmp_path_factory):
     experiment = tiny.tiny_experiment()
-    task = make_task("countdown", tmp_path_factory.mktemp("data"), **experiment.task.fields())
+    task = tiny.tiny_task(experiment, tmp_path_factory.mktemp("data"))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=1), jax.devices()[:4])
-    cloud = make_cloud("oracle", task, accuracy=0.9, seed=0)
+    cloud = make_cloud(OracleConfig(accuracy=0.9), task, "unused", mesh)
     sampler = Sampler(task, experiment.device, experiment.sampling, mesh)
     with jax.set_mesh(mesh):
         yield experiment, sampler, cloud, mesh
@@ -94,6 +95,31 @@ def test_a_killed_and_resumed_stage_is_bitwise_the_uninterrupted_one(setting, tm
     assert len(rows(tmp_path / "whole")) == stage.steps
     again = run(killed_at(stage, 0), initial, tmp_path / "killed", experiment, sampler)
     assert_same_bits(whole, again)  # finished: no step is taken
+
+
+def test_sigterm_saves_the_step_and_the_run_goes_on_from_there(setting, tmp_path):
+    experiment, sampler, _, mesh = setting
+    stage = Stage(**{**vars(start_stage(experiment, sampler)), "every": 4})
+
+    def terminated(state, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stage.step(state, step)
+
+    def initial():
+        return init_start(experiment, sampler, mesh)
+
+    whole = run(stage, initial, tmp_path / "whole", experiment, sampler)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(PreemptedError, match="after step 2 of start, which is saved"):
+        stopped = Stage(**{**vars(stage), "step": terminated})
+        run(stopped, initial, tmp_path / "stopped", experiment, sampler)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with Checkpoints(tmp_path / "stopped" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 2
+    resumed = run(stage, initial, tmp_path / "stopped", experiment, sampler)
+    assert_same_bits(whole, resumed)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "stopped")
 
 
 def test_a_checkpoint_is_restored_bitwise_and_into_another_mesh(setting, tmp_path):

@@ -1,8 +1,10 @@
 """The smallest experiment that still is one: seconds, not minutes."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
+from offload_jax.tasks import make_task
 from offload_jax.training.experiment import Experiment, from_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "countdown_cpu.py"
@@ -38,6 +40,11 @@ def tiny_config():
 
 def tiny_experiment() -> Experiment:
     return from_config(tiny_config())
+
+
+def tiny_task(experiment: Experiment, folder):
+    settings = dataclasses.asdict(experiment.task)
+    return make_task(settings.pop("name"), folder, **settings)
 
 
 def tiny_flags() -> list[str]:
