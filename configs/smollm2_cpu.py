@@ -24,7 +24,7 @@ def get_config(size: str = "full") -> ConfigDict:
             "train": 4000,
             "validation": 128,
             "test": 512,
-            "steps": (1, 5),
+            "steps": (1, 3),
             "largest": 30,
             "factor": 6,
             "products": 0.2,
@@ -46,8 +46,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config.sampling = ConfigDict(
         {
             "group": 8,
-            "prompt_tokens": 112,
-            "response_tokens": 80,
+            "prompt_tokens": 88,
+            "response_tokens": 56,
             "temperature": 1.0,
             "cache_tokens": 32,
             "shrink": 0.5,
@@ -60,14 +60,14 @@ def get_config(size: str = "full") -> ConfigDict:
             "steps": 60,
             "batch": {"prompts": 8, "micro_prompts": 4, "length_buckets": 2},
             "optimizer": _optimizer(rate=1e-3 if size == "lora" else 1e-4, warmup_steps=5),
-            "traces": {"kind": "arithmetic", "solve": 0.7},
+            "traces": {"kind": "arithmetic", "solve": 0.6},
         }
     )
     config.learning = ConfigDict(
         {
-            "steps": 40,
-            "batch": {"prompts": 8, "micro_prompts": 4, "length_buckets": 2},
-            "optimizer": _optimizer(rate=4e-4 if size == "lora" else 4e-5, warmup_steps=2),
+            "steps": 45,
+            "batch": {"prompts": 16, "micro_prompts": 4, "length_buckets": 2},
+            "optimizer": _optimizer(rate=2e-4 if size == "lora" else 2e-5, warmup_steps=2),
             "objective": {"name": "gapg", "updates": 1, "clip": 0.2},
             "reward": {"answer": 1.0, "call": 0.4, "format": 0.0},
             "filter": {"enabled": True, "rho": 3 / 7, "solved": "any_correct"},
@@ -75,7 +75,7 @@ def get_config(size: str = "full") -> ConfigDict:
         }
     )
     config.evaluation = ConfigDict(
-        {"every": 20, "validation_prompts": 64, "test_prompts": 512, "cap": 0.3, "batch": 64}
+        {"every": 15, "validation_prompts": 64, "test_prompts": 512, "cap": 0.3, "batch": 64}
     )
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "cpu_devices": 2})
     if size == "smoke":

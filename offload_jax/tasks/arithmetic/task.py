@@ -23,8 +23,8 @@ class ExampleConfig:
     """Worked examples for a supervised start.
 
     Attributes:
-        solve: share of the examples that end with the answer; the others end with a call after a
-            part of the work, whatever the problem: when to call is not taught here.
+        solve: share of the examples that end with the answer; the others do the same work and end
+            with a call, whatever the problem: when to call is not taught here.
     """
 
     kind: Literal["arithmetic"] = "arithmetic"
@@ -116,9 +116,6 @@ def _example(prompt: Prompt, rng: random.Random, config: ExampleConfig) -> str:
         result = apply(op, value, n)
         lines.append(f"{value} {op} {n} = {result}")
         value = result
-    if rng.random() < config.solve:
-        ending = f"{parsing.ANSWER_OPEN}{value}{parsing.ANSWER_CLOSE}"
-    else:
-        lines = lines[: rng.randint(1, len(lines))]
-        ending = parsing.CALL_MARKER
-    return "\n".join([*lines, ending])
+    solved = rng.random() < config.solve
+    answer = f"{parsing.ANSWER_OPEN}{value}{parsing.ANSWER_CLOSE}"
+    return "\n".join([*lines, answer if solved else parsing.CALL_MARKER])
