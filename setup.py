@@ -38,6 +38,7 @@ setup(
             "jinja2>=3.1",
             "openai>=1.60",
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
             "tenacity>=9.0",
         ],

@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config(size: str = "full") -> ConfigDict:
@@ -29,6 +30,7 @@ def get_config(size: str = "full") -> ConfigDict:
             "attempt_timeout": 30.0,
             "attempts": 4,
             "wait": 0.5,
+            "ledger": placeholder(str),  # None: cloud.sqlite in the workdir
             # The most that a run may spend; 0.0 dollars would ask nobody, None is no limit.
             "budget": {"calls": 50_000, "tokens": 20_000_000, "dollars": 20.0},
             # Dollars per million tokens, where the package genai-prices does not know the model.

@@ -43,8 +43,13 @@ class Vocabulary:
             ValueError: there is no template, or it refuses the conversation.
         """
         require(self.chat_template is not None, "The device LLM's checkpoint has no chat template.")
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        try:
+            import jinja2
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError:
+            raise ValueError(
+                "A chat template needs the package jinja2: pip install 'offload_jax[llm]'."
+            ) from None
 
         def refuse(message):
             raise jinja2.TemplateError(message)
@@ -64,7 +69,7 @@ class Vocabulary:
                 add_generation_prompt=reply,
                 **self.special,
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except Exception as error:  # it is a program, if a tame one: it may fail in any way
             raise ValueError(f"The chat template refuses the conversation: {error}.") from None
 
     def to_json(self) -> dict[str, Any]:

@@ -37,5 +37,5 @@ class Breaker:
         self._probing = False
 
     def dropped(self) -> None:
-        """An attempt ended without telling anything about the cloud."""
+        """Who was let through did not get to ask, or cannot tell how it went."""
         self._probing = False

@@ -85,16 +85,23 @@ class DeviceCloud:
         filled = [*questions, *[questions[-1]] * (batch - len(questions))]
         texts = [self._vocabulary.render([{"role": "user", "content": q}]) for q in filled]
         S, T = self.config.prompt_tokens, self.config.response_tokens
+        for text, question in zip(texts, questions, strict=False):
+            length = len(self._vocabulary.encode(text))
+            require(
+                length <= S,
+                f"config.cloud.prompt_tokens is {S}; a question has {length}: {question[:60]!r}.",
+            )
         encoded = encode_prompts(self._vocabulary, range(batch), texts, S)
-        rolled = rollout(
-            self._params,
-            place(self._mesh, encoded, "prompts"),
-            jax.random.key(0),  # at temperature 0 no key is read
-            config=self._model,
-            sampling=SamplingConfig(1, S, T, temperature=0.0),
-            stops=self._vocabulary.stops,
-            pad=self._vocabulary.pad,
-        )
+        with jax.set_mesh(self._mesh):  # whoever asks may do so from another thread
+            rolled = rollout(
+                self._params,
+                place(self._mesh, encoded, "prompts"),
+                jax.random.key(0),  # at temperature 0 no key is read
+                config=self._model,
+                sampling=SamplingConfig(1, S, T, temperature=0.0),
+                stops=self._vocabulary.stops,
+                pad=self._vocabulary.pad,
+            )
         rolled = jax.device_get(rolled)
         responses = decode_responses(self._vocabulary.tokenizer, rolled)
         seconds = (time.perf_counter() - began) / len(questions)

@@ -26,6 +26,7 @@ FAULTS = (
     "401",
     "400",
     "empty",  # an answer of no text
+    "surrogate",  # an answer that is no text in UTF-8
     "no_usage",  # an answer that does not say what it took
     "lying_usage",  # an answer that says it took the impossible
     "huge",  # a body without end
@@ -77,14 +78,17 @@ class FakeCloud:
                     if line.lower().startswith(b"content-length:"):
                         length = int(line.split(b":")[1])
                 body = await reader.readexactly(length)
-                if not await self._respond(head.split(b" ")[1].decode(), body, writer):
+                key = head.partition(b"Bearer ")[2].split(b"\r\n")[0].decode()
+                if not await self._respond(head.split(b" ")[1].decode(), body, key, writer):
                     return
         except (asyncio.IncompleteReadError, ConnectionError, ValueError):
             return
         finally:
             writer.close()
 
-    async def _respond(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
+    async def _respond(
+        self, path: str, body: bytes, key: str, writer: asyncio.StreamWriter
+    ) -> bool:
         """Whether the connection goes on."""
         if path.endswith("/models"):
             if self.models is None:
@@ -97,7 +101,7 @@ class FakeCloud:
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)
         try:
-            return await self._chat(self._fault(), question, request, writer)
+            return await self._chat(self._fault(), question, request, key, writer)
         finally:
             self._now -= 1
 
@@ -111,7 +115,7 @@ class FakeCloud:
                 return name
         return None
 
-    async def _chat(self, fault, question, request, writer) -> bool:
+    async def _chat(self, fault, question, request, key, writer) -> bool:
         if fault == "refuse":
             return False
         if fault == "stall":
@@ -121,7 +125,11 @@ class FakeCloud:
             return await _send(writer, 429, {"error": {"message": "slow down"}}, extra)
         if fault in ("500", "401", "400"):
             # Some servers quote the request's headers in their errors.
-            return await _send(writer, int(fault), {"error": {"message": f"fault {fault}"}})
+            said = f"{'x' * self._rng.randint(100, 200)} fault {fault} of the key {key}"
+            return await _send(writer, int(fault), {"error": {"message": said}})
+        if fault == "surrogate":
+            said = {"choices": [{"message": {"content": "half a letter: \ud800"}}]}
+            return await _send(writer, 200, said)
         if fault == "garbage":
             return await _send(writer, 200, b"<html>" + bytes(range(256)))
         if fault == "wrong_json":

@@ -12,6 +12,7 @@ import json
 import math
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,8 @@ CREATE TABLE IF NOT EXISTS attempts (
 );
 CREATE INDEX IF NOT EXISTS attempts_of_run ON attempts (run);
 CREATE TABLE IF NOT EXISTS reservations (
-    key TEXT PRIMARY KEY, run TEXT NOT NULL, model TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+    key TEXT PRIMARY KEY, owner TEXT NOT NULL, run TEXT NOT NULL, model TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
     tokens INTEGER NOT NULL, cost REAL, price TEXT, at REAL NOT NULL, until REAL NOT NULL
 );
 """
@@ -112,16 +114,28 @@ class Ledger:
     def __init__(self, path: str | Path, run: str, budget: BudgetConfig | None = None):
         """Opens or makes the file. Raises ValueError where it cannot be one."""
         self.path, self.run, self.budget = Path(path), run, budget or BudgetConfig()
+        self._owner = uuid.uuid4().hex  # whose reservations are ours
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # One connection per process, used by one thread at a time.
             self._db = sqlite3.connect(
                 self.path, timeout=60, isolation_level=None, check_same_thread=False
             )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.executescript(_SCHEMA)
+            self._prepare()
         except (sqlite3.Error, OSError) as error:
             raise ValueError(f"{self.path} cannot be used as a ledger: {error}.") from None
+
+    def _prepare(self) -> None:
+        """The tables; where other processes are at it too, some of it is locked for a moment."""
+        for wait in (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, None):
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.executescript(_SCHEMA)
+                return
+            except sqlite3.OperationalError as error:
+                if wait is None or "locked" not in str(error):
+                    raise
+                time.sleep(wait)
 
     # --- cache ---
 
@@ -161,9 +175,9 @@ class Ledger:
             if not after.within(self.budget):
                 return "spent"
             db.execute(
-                "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (key, self.run, model, worst.prompt_tokens, worst.tokens, worst.cost, price, now,
-                 now + seconds),
+                "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (key, self._owner, self.run, model, worst.prompt_tokens, worst.tokens, worst.cost,
+                 price, now, now + seconds),
             )  # fmt: skip
         return "reserved"
 
@@ -186,20 +200,21 @@ class Ledger:
         """
         now = time.time()
         with self._transaction() as db:
+            own = (key, self._owner)
             row = db.execute(
-                "SELECT model, at, price FROM reservations WHERE key = ?", (key,)
+                "SELECT model, at, price FROM reservations WHERE key = ? AND owner = ?", own
             ).fetchone()
-            if row is None:
-                return  # it took so long that another process has booked it as lost
-            model, began, price = row
-            db.execute("DELETE FROM reservations WHERE key = ?", (key,))
-            self._book(db, self.run, key, model, began, now - began, outcome, detail, usage, price)
+            model, began, price = row or (None, now, None)
+            if row is not None:  # else another process took us for dead and has booked it as lost
+                db.execute("DELETE FROM reservations WHERE key = ? AND owner = ?", own)
+                self._book(
+                    db, self.run, key, model, began, now - began, outcome, detail, usage, price
+                )
             if text is not None:
-                cost = self.cost_of(key)
                 db.execute(
                     "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (key, model, text, usage.prompt_tokens, usage.tokens,
-                     cost, now - began, now),
+                    (key, model, text, usage.prompt_tokens, usage.tokens, self.cost_of(key),
+                     now - began, now),
                 )  # fmt: skip
 
     def cost_of(self, key: str) -> float | None:

@@ -17,14 +17,14 @@ from typing import Any, Literal
 from offload_jax.cloud.breaker import Breaker
 from offload_jax.cloud.ledger import NOTHING, BudgetConfig, Ledger, Usage, question_key
 from offload_jax.cloud.prices import PriceConfig, Prices
-from offload_jax.cloud.protocol import BUDGET, Answer
+from offload_jax.cloud.protocol import BUDGET, DENIED, Answer
 from offload_jax.cloud.request import chat_request
 from offload_jax.settings import require
 from offload_jax.tasks.task import Prompt
 
 _MOST_BYTES = 8 * 2**20  # of one response's body
 _OVERHEAD = 64  # tokens that a chat template may add to a prompt
-_NO_REPEAT = (400, 401, 403, 404, 422)
+_LEASE = 120.0  # seconds beyond an attempt's limit until its reservation counts as abandoned
 _POLL = 0.05  # seconds between looks at a question that another process is asking
 
 
@@ -37,9 +37,12 @@ class OpenAIConfig:
         base_url: of the endpoint, up to and including /v1.
         key_variable: environment variable that holds the key; the key itself is nowhere else.
         max_tokens: most tokens of a response, reasoning included.
-        temperature: of the cloud; an answer is cached, so a prompt has one anyway.
-        concurrency: most attempts under way at once.
-        deadline: seconds for all attempts at a question together, waiting included.
+        limit_name: what the endpoint calls that limit.
+        temperature: of the cloud; None: not sent, as some models want it. An answer is cached, so
+            that a prompt has one anyway.
+        concurrency: most questions under way at once.
+        deadline: seconds for all attempts at a question together and the waits between them, from
+            when its turn has come.
         attempt_timeout: seconds for one attempt.
         attempts: most attempts at a question.
         wait: seconds before the second attempt; doubled, with jitter, before each later one.
@@ -56,7 +59,8 @@ class OpenAIConfig:
     base_url: str = "https://api.openai.com/v1"
     key_variable: str = "OPENAI_API_KEY"
     max_tokens: int = 4096
-    temperature: float = 0.0
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    temperature: float | None = 0.0
     concurrency: int = 32
     deadline: float = 300.0
     attempt_timeout: float = 120.0
@@ -94,8 +98,7 @@ class OpenAICloud:
             ValueError: the key is missing, there is a budget in dollars but no known price, the
                 endpoint cannot be reached or does not know the model.
         """
-        import openai
-
+        openai = _packages()
         key = os.environ.get(config.key_variable)
         require(
             bool(key),
@@ -148,13 +151,14 @@ class OpenAICloud:
         del request["base_url"]  # it is the client's
         if (cached := self.ledger.cached(key)) is not None:
             return Answer(**cached, cached=True)
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(self.config.deadline):
-                answer = await self._chain(key, request, began)
-        except TimeoutError:
-            answer = Answer(None, "timeout")
-        return dataclasses.replace(answer, seconds=time.monotonic() - began)
+        async with self._slots:  # the deadline does not run while a question waits for its turn
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(self.config.deadline):
+                    answer = await self._chain(key, request, began)
+            except TimeoutError:
+                answer = Answer(None, "timeout")
+        return answer
 
     async def _chain(self, key: str, request: dict[str, Any], began: float) -> Answer:
         import tenacity
@@ -176,44 +180,39 @@ class OpenAICloud:
             reraise=True,
         )
         try:
-            answer = await retrying(self._turn, key, request, began)
+            return await retrying(self._turn, key, request, began)
         except _AttemptError as failed:
-            answer = Answer(None, failed.name)
-        if answer.cached:  # another process asked while this one waited
-            return answer
-        return dataclasses.replace(answer, cost=self.ledger.cost_of(key))
+            return Answer(None, failed.name, cost=self.ledger.cost_of(key))
 
     async def _turn(self, key: str, request: dict[str, Any], began: float) -> Answer:
-        """One attempt, when there is a slot for it, the circuit is closed and the budget allows."""
+        """One attempt, if circuit and budget allow it and nobody else is asking the question."""
+        worst = self._worst(request)
         while True:
-            async with self._slots:
-                worst = self._worst(request)
-                limit = min(
-                    self.config.attempt_timeout,
-                    self.config.deadline - (time.monotonic() - began),
-                )
-                state = self.ledger.reserve(
-                    key, self.config.model, worst, self.prices.source, limit + 10.0
-                )
-                if state == "reserved":
-                    return await self._reserved(key, request, worst, limit)
+            left = self.config.deadline - (time.monotonic() - began)
+            limit = min(self.config.attempt_timeout, left)
+            if not self._breaker.allows():
+                raise _AttemptError("circuit open")
+            state = self.ledger.reserve(
+                key, self.config.model, worst, self.prices.source, limit + _LEASE
+            )
+            if state == "reserved":
+                fresh = await self._reserved(key, request, worst, limit)
+                return Answer(**self.ledger.cached(key), cached=not fresh)
+            self._breaker.dropped()
             if state == "answered":
                 return Answer(**self.ledger.cached(key), cached=True)
             if state == "spent":
                 raise _AttemptError(BUDGET)
             await asyncio.sleep(_POLL)
 
-    async def _reserved(self, key, request, worst: Usage, limit: float) -> Answer:
+    async def _reserved(self, key, request, worst: Usage, limit: float) -> bool:
         """An attempt whose worst case is reserved: it is settled on every way out."""
-        if not self._breaker.allows():
-            self.ledger.settle(key, "circuit open", None, NOTHING)
-            raise _AttemptError("circuit open")
         outcome, detail, usage, text = "lost", None, _estimated(worst), None
         try:
             text, usage = await self._attempt(request, worst, limit)
             outcome = "ok"
             self._breaker.succeeded()
-            return Answer(text, None, usage.prompt_tokens, usage.tokens, usage.cost)
+            return True
         except _AttemptError as failed:
             outcome, detail = failed.name, failed.detail
             usage = _estimated(worst) if failed.paid else failed.usage or NOTHING
@@ -223,8 +222,11 @@ class OpenAICloud:
             outcome = "timeout"
             self._breaker.failed()
             raise
+        except BaseException:  # a fault of ours tells nothing about the cloud
+            self._breaker.dropped()
+            raise
         finally:
-            self.ledger.settle(key, outcome, detail, usage, text)
+            self.ledger.settle(key, outcome, detail and _storable(detail), usage, text)
 
     async def _attempt(self, request, worst: Usage, limit: float) -> tuple[str, Usage]:
         import openai
@@ -263,13 +265,15 @@ class OpenAICloud:
         """Text and usage of a response; nothing in it is trusted."""
         try:
             said = json.loads(body)
-            text = said["choices"][0]["message"].get("content")
+            choice = said["choices"][0]
+            text, ended = choice["message"].get("content"), choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise _AttemptError("garbage", repeat=True, cloud=True, paid=True) from None
         usage = self._usage(said.get("usage"), worst)
         if not isinstance(text, str) or not text.strip():
-            raise _AttemptError("empty", repeat=True, usage=usage)
-        return text, usage
+            # All tokens went into reasoning: it would be so again.
+            raise _AttemptError("empty", repeat=ended != "length", usage=usage)
+        return _storable(text), usage
 
     def _usage(self, said: Any, worst: Usage) -> Usage:
         """What the cloud says it took; the worst case where it says nothing, or the impossible."""
@@ -354,15 +358,34 @@ class _AttemptError(Exception):
 def _of_status(error: Any, secret: str) -> _AttemptError:
     status = error.status_code
     # What the server says may quote the request, and so the key.
-    detail = f"{status} {error.message}"[:200].replace(secret, "***")
-    if status in _NO_REPEAT:
-        return _AttemptError("refused", detail)
+    detail = f"{status} {error.message}".replace(secret, "***")[:200]
     if status == 429:
         return _AttemptError("rate limit", detail, repeat=True, after=_retry_after(error.response))
     if status >= 500:
         after = _retry_after(error.response)
         return _AttemptError("server error", detail, repeat=True, cloud=True, after=after)
-    return _AttemptError("refused", detail)
+    if status in (401, 402, 403):
+        return _AttemptError(DENIED, detail)
+    return _AttemptError("refused", detail, repeat=status in (408, 409, 425))
+
+
+def _storable(text: str) -> str:
+    """Without lone surrogates, which neither SQLite nor a tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _packages() -> Any:
+    """The client's package; ValueError where one that is needed is missing."""
+    try:
+        import openai
+        import tenacity  # noqa: F401
+
+        return openai
+    except ImportError as error:
+        raise ValueError(
+            f"config.cloud.kind = 'openai' needs the package {error.name}: pip install"
+            " 'offload_jax[cloud]'."
+        ) from None
 
 
 def _of_connection(error: Any) -> _AttemptError:

@@ -63,9 +63,9 @@ class Prices:
         usage = Usage(
             input_tokens=prompt_tokens, output_tokens=tokens, cache_read_tokens=cached_tokens
         )
-        for provider in ({"provider_api_url": self._base_url}, {}):
-            try:
-                return float(calc_price(usage, model_ref=self._model, **provider).total_price)
-            except (LookupError, ValueError):
-                continue
-        return None
+        try:
+            # By the endpoint's own address: the same model costs something else elsewhere.
+            price = calc_price(usage, model_ref=self._model, provider_api_url=self._base_url)
+        except (LookupError, ValueError):
+            return None
+        return float(price.total_price)

@@ -18,7 +18,7 @@ class Answer:
         tokens: of its response, its reasoning included; None where it did not say.
         cost: dollars that the answer took when it was asked for, retries included; None where no
             price is known.
-        seconds: until it was there; None where that was not measured.
+        seconds: of the attempt that brought it; None where that was not measured.
         cached: it was there already: nothing was asked, and nothing paid, this time.
     """
 
@@ -31,15 +31,17 @@ class Answer:
     cached: bool = False
 
 
-BUDGET = "budget spent"  # the one failure that a training run does not survive
+BUDGET, DENIED = "budget spent", "denied"
+# The first two last: a training run does not go on with them.
 FAILURES = {
     BUDGET: "the run's limit on calls, tokens or dollars left no room for this call",
+    DENIED: "401, 402 or 403: the key, the balance or the permission is not there",
     "unreachable": "no connection",
     "timeout": "no whole answer within the attempt's or the chain's time",
     "cut": "the connection ended within the answer",
     "rate limit": "429, longer than the deadline allows to wait",
     "server error": "a status of 500 or above",
-    "refused": "a status that no repetition mends, such as 400, 401, 403, 404, 422",
+    "refused": "a status that no repetition mends, such as 400, 404, 422",
     "garbage": "the answer was not what the protocol says, or too large",
     "empty": "the answer was empty",
     "circuit open": "not tried: the attempts before it all failed",

@@ -25,7 +25,8 @@ class ReplayConfig:
     ledger: str
     base_url: str = "https://api.openai.com/v1"
     max_tokens: int = 4096
-    temperature: float = 0.0
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    temperature: float | None = 0.0
 
 
 class Replay:

@@ -9,17 +9,20 @@ class ChatSettings(Protocol):
     model: str
     base_url: str
     max_tokens: int
-    temperature: float
+    limit_name: str
+    temperature: float | None
 
 
 def chat_request(settings: ChatSettings, question: str) -> dict[str, Any]:
     """The request's body and, as `base_url`, where it goes. The cloud gets no system prompt."""
     # A lone surrogate cannot be sent.
     question = question.encode("utf-8", "replace").decode("utf-8")
-    return {
+    request = {
         "base_url": settings.base_url,
         "model": settings.model,
         "messages": [{"role": "user", "content": question}],
-        "max_tokens": settings.max_tokens,
-        "temperature": settings.temperature,
+        settings.limit_name: settings.max_tokens,
     }
+    if settings.temperature is not None:
+        request["temperature"] = settings.temperature
+    return request

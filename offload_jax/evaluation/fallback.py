@@ -70,10 +70,17 @@ def _continued(
         tokens[row, : len(whole)], lengths[row] = whole, len(whole)
     batch = PromptBatch(np.asarray(asked.ids), tokens, lengths)
     # At temperature 0 no key is read.
-    rollout = sampler.greedy().respond(
+    rollout = _short(sampler.greedy()).respond(
         params, place(sampler.mesh, batch, "prompts"), jax.random.key(0)
     )
     return [opening + text for (text,) in decode_responses(sampler.tokenizer, rollout)]
+
+
+def _short(sampler: Sampler) -> Sampler:
+    """An answer without work needs few tokens."""
+    few = min(sampler.sampling.response_tokens, 64)
+    sampling = dataclasses.replace(sampler.sampling, response_tokens=few)
+    return dataclasses.replace(sampler, sampling=sampling)
 
 
 def _work(sampler: Sampler, record: Record) -> list[int]:

@@ -241,6 +241,7 @@ def summary(records: Sequence[Record], cap: float, seed: int) -> dict[str, float
         "local": local_accuracy(results).value,
         "call_ratio": call_ratio(results).value,
         "offload_ratio": offload_ratio(outcome),
+        "degraded": float(outcome.degraded.mean()),
         "device_tokens": float(results.device_tokens.mean()),
     }
 

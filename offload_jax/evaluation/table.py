@@ -58,6 +58,7 @@ class Table:
     differences: tuple[Difference, ...]
     cap: float
     seed: int
+    degraded: int = 0  # prompts whose cloud failed, so that the device answered
 
 
 def _row(
@@ -114,6 +115,7 @@ def build_table(
         ),
         cap=cap,
         seed=seed,
+        degraded=int(cloud_only(after).degraded.sum()),
     )
 
 
@@ -149,6 +151,13 @@ def _difference_cells(difference: Difference) -> tuple[str, str, str]:
 
 
 def _caption(table: Table) -> str:
+    if not table.degraded:
+        return _about(table)
+    failed = f"The cloud failed for {table.degraded:,} prompts: there the device answered."
+    return f"{_about(table)} {failed}"
+
+
+def _about(table: Table) -> str:
     return (
         f"Percent of test prompts, with 95 % intervals (Wilson); calls capped at "
         f"{100 * table.cap:g} %, survivors drawn with seed {table.seed}; a call beyond the cap "

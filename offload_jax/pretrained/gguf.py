@@ -230,12 +230,15 @@ class GgufFile:
                     f" {len(tokens)} tokens.",
                 )
                 special[name] = tokens[i]
+        ends = [self._fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom")]
         stop = self._value("tokenizer.ggml.eos_token_id")
+        # The end of a turn comes first: it is what a chat's reply ends with.
+        stops = dict.fromkeys([*(field.contents() for field in ends if field is not None), stop])
         pad = self._fields.get("tokenizer.ggml.padding_token_id")
         template = self._fields.get("tokenizer.chat_template")
         return Vocabulary(
             tokenizer,
-            (stop,),
+            tuple(stops),
             stop if pad is None else pad.contents(),
             None if template is None else template.contents(),
             special,

@@ -4,7 +4,7 @@ Nothing in a folder is executed or unpickled: JSON, safetensors and a sandboxed 
 """
 
 import os
-import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +51,12 @@ _HARMLESS = {
     "transformers_version", "_name_or_path", "is_llama_config", "transformers.js_config",
     "sliding_window", "max_window_layers", "return_dict", "output_attentions",
     "output_hidden_states", "chunk_size_feed_forward", "id2label", "label2id", "problem_type",
+}  # fmt: skip
+
+
+_ROPE_KEYS = {
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor",
+    "high_freq_factor", "original_max_position_embeddings",
 }  # fmt: skip
 
 
@@ -130,6 +136,12 @@ def _rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         kind in ("default", "llama3"),
         f"{path}: the RoPE type is {kind!r}; implemented are default and llama3.",
     )
+    # transformers 5 keeps the share of a head that is turned here.
+    values = {"partial_rotary_factor": 1.0, **scaling}
+    part = values["partial_rotary_factor"]
+    require(part == 1, f"{path}: partial_rotary_factor is {part!r}; only 1 is implemented.")
+    stray = sorted(scaling.keys() - _ROPE_KEYS)
+    require(not stray, f"{path}: its RoPE scaling has {stray[:1]}, which is not implemented.")
     fields = {"rope_base": _number(path, "rope_theta", base, float), "rope_scaling": None}
     if kind == "llama3":
         names = {
@@ -317,9 +329,8 @@ def save_huggingface(
     check_new(folder)
     folder = Path(folder)
     settings = _their_config(config, vocabulary, dtype)
-    temporary = folder.with_name(folder.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     _write_weights(temporary, lora.merge(params, config), config, dtype, shard_bytes)
     write_object(temporary / "config.json", settings)
     _write_vocabulary(temporary, vocabulary, config)
@@ -364,6 +375,7 @@ def _their_config(config: DeviceConfig, vocabulary: Vocabulary, dtype: str) -> d
         "tie_word_embeddings": config.tied_embeddings,
         "max_position_embeddings": config.context or 2048,
         "torch_dtype": dtype,
+        "bos_token_id": _bos(vocabulary),
         "eos_token_id": vocabulary.stops[0],
         "pad_token_id": vocabulary.pad,
     }
@@ -379,6 +391,11 @@ def _their_config(config: DeviceConfig, vocabulary: Vocabulary, dtype: str) -> d
             "original_max_position_embeddings": scaling.context,
         }
     return values
+
+
+def _bos(vocabulary: Vocabulary) -> int | None:
+    token = vocabulary.special.get("bos_token")
+    return None if token is None else vocabulary.tokenizer.token_to_id(token)
 
 
 def _write_weights(folder: Path, params: Params, config: DeviceConfig, dtype: str, limit: int):

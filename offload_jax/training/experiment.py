@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from offload_jax.cloud import CloudConfig
@@ -150,6 +151,11 @@ class Experiment:
             f"config.learning.sampling_parts is {parts}; it must divide"
             f" config.learning.batch.prompts ({prompts}).",
         )
+        require(
+            parts == 1 or self.cloud.kind != "device",
+            f"config.learning.sampling_parts is {parts}; it must be 1 with a cloud of the kind"
+            " 'device', which computes where the sampler does.",
+        )
         cap = self.learning.importance_cap
         require(cap is None or cap > 0, "config.learning.importance_cap must be positive or None.")
         require(
@@ -226,6 +232,7 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
     if isinstance(device, Mapping) and device.get("pretrained") is not None:
         path = device["pretrained"]
         require(isinstance(path, str), f"config.device.pretrained is {path!r}; it must be a path.")
+        path = str(Path(path).resolve())  # adapters' checkpoints find it from any folder
         shape = Pretrained(path).shape()
         for name, value in shape.items():
             own = device.get(name, value)
@@ -233,7 +240,7 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
                 own == value,
                 f"config.device.{name} is {own!r}, but {path} has {value!r}: leave it out.",
             )
-        config["device"] = {**shape, **device}
+        config["device"] = {**shape, **device, "pretrained": path}
     return parse(Experiment, config)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from offload_jax.cloud.protocol import BUDGET, Answer, Cloud, CloudError
+from offload_jax.cloud.protocol import BUDGET, DENIED, Answer, Cloud, CloudError
 from offload_jax.device.params import Params
 from offload_jax.evaluation.evaluate import evaluate
 from offload_jax.evaluation.metrics import summary
@@ -55,7 +55,7 @@ def post_training_stage(
         responses = jax.device_get(rollout)
         clock.lap("sample")
         clock.move("sample", "judge", waited)  # mostly for the cloud
-        check_budget(judgement.answers)
+        check_cloud(judgement.answers)
         # Sample keys fold in prompt ids, which are never negative: -1 is the filter's own stream.
         filter_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
         learnt = jit_learn(
@@ -225,13 +225,16 @@ def _joined(trees: Sequence[Any], concatenate: Callable) -> Any:
     return trees[0] if len(trees) == 1 else jax.tree.map(lambda *x: concatenate(x), *trees)
 
 
-def check_budget(answers: Sequence[Answer | None]) -> None:
-    """Raises CloudError where an answer is missing because the budget is spent.
+def check_cloud(answers: Sequence[Answer | None]) -> None:
+    """Raises CloudError where an answer is missing for good: budget spent, or key denied.
 
     A cloud that is down is another matter: its prompts teach no calls, and training goes on.
     """
-    if any(answer is not None and answer.failure == BUDGET for answer in answers):
+    failures = {answer.failure for answer in answers if answer is not None}
+    kept = "so this step cannot be judged; the last checkpoint is kept."
+    if BUDGET in failures:
+        raise CloudError(f"The cloud's budget is spent (config.cloud.budget), {kept}")
+    if DENIED in failures:
         raise CloudError(
-            "The cloud's budget is spent (config.cloud.budget), so this step cannot be judged. The"
-            " last checkpoint is kept: raise the budget in a new run, or start from it."
+            f"The cloud denies access (401, 402 or 403: key, balance or permission), {kept}"
         )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from offload_jax.cloud.ledger import BudgetConfig, Ledger, Usage, account, question_key
 from offload_jax.cloud.prices import PriceConfig, Prices
-from offload_jax.cloud.protocol import Answer, CloudError
+from offload_jax.cloud.protocol import CloudError
 from offload_jax.cloud.replay import Replay, ReplayConfig
 from offload_jax.cloud.request import chat_request
 from offload_jax.tasks.task import Prompt
@@ -65,7 +65,6 @@ def _worker(path, name, count):
 
 def test_processes_share_one_budget_and_never_pay_twice(tmp_path):
     path = tmp_path / "l.sqlite"
-    Ledger(path, "run")
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         found = pool.starmap(_worker, [(path, f"p{i}", 60) for i in range(4)])
     ledger = Ledger(path, "run", BudgetConfig())
@@ -103,6 +102,17 @@ def test_what_a_dead_process_reserved_is_booked_at_its_worst(tmp_path):
     assert reserve(ledger, "k", Usage(1, 1, 0.0)) == "reserved"
     assert ledger.spent().tokens == 30 and ledger.spent().dollars == 0.5
     assert [row["outcome"] for row in account(path)] == ["lost"]
+
+
+def test_who_was_taken_for_dead_does_not_settle_anothers_reservation(tmp_path):
+    first, second = (Ledger(tmp_path / "l.sqlite", run) for run in "ab")
+    assert reserve(first, "k", Usage(10, 20, 0.5), seconds=0.0) == "reserved"
+    time.sleep(0.01)
+    assert reserve(second, "k", Usage(10, 20, 0.5)) == "reserved"
+    first.settle("k", "ok", None, Usage(1, 1, 0.1), "late")
+    assert first.spent().dollars == 0.5 and second.cached("k")["text"] == "late"
+    second.settle("k", "ok", None, Usage(2, 2, 0.2), "later")
+    assert second.spent().dollars == 0.2 and second.cached("k")["text"] == "late"
 
 
 def test_a_key_depends_on_everything_that_is_sent():
@@ -173,9 +183,7 @@ def test_prices_of_the_package():
     known = Prices("deepseek-reasoner", "https://api.deepseek.com/v1")
     assert known.known and known.source.startswith("genai-prices ")
     assert 0 < known.dollars(1_000_000, 0) < known.dollars(1_000_000, 1_000_000) < 100
+    # Another host may ask another price.
+    assert not Prices("deepseek-reasoner", "http://127.0.0.1:1/v1").known
     unknown = Prices("no-such-model-of-ours", "http://127.0.0.1:1/v1")
     assert not unknown.known and unknown.dollars(1, 1) is None
-
-
-def test_an_answer_without_text_says_why():
-    assert Answer(None, "timeout").text is None

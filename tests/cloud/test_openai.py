@@ -99,7 +99,7 @@ SEEN = [
     ("stall_body", "timeout", True, True), ("cut", "cut", True, True),
     ("garbage", "garbage", True, True), ("wrong_json", "garbage", True, True),
     ("429", "rate limit", True, False), ("500", "server error", True, False),
-    ("401", "refused", False, False), ("400", "refused", False, False),
+    ("401", "denied", False, False), ("400", "refused", False, False),
     ("empty", "empty", True, False), ("huge", "garbage", False, True),
 ]  # fmt: skip
 
@@ -153,6 +153,23 @@ def test_where_the_usage_is_missing_or_impossible_the_worst_case_is_booked(tmp_p
         assert account(s.path)[0]["estimated"] == 1
 
 
+def test_an_answer_that_is_no_text_is_stored_as_one_and_the_probe_ends(tmp_path):
+    fake = FakeCloud(echo, script=["500", "500", "surrogate"])
+    with Session(tmp_path, fake, breaker_failures=2, breaker_seconds=0.1, attempts=1) as s:
+        for i in range(2):
+            s.cloud.answer(prompts(i))
+        time.sleep(0.15)
+        (answer,) = s.cloud.answer(prompts(5))  # the probe
+        assert answer.text == "half a letter: ?"
+        assert s.cloud.answer(prompts(6))[0].text and s.cloud.answer(prompts(5))[0].cached
+
+
+def test_what_is_fresh_and_what_is_cached_say_the_same(tmp_path):
+    with Session(tmp_path, FakeCloud(echo, script=["500"])) as s:
+        fresh, again = (s.cloud.answer(prompts(1))[0] for _ in range(2))
+        assert dataclasses.replace(fresh, cached=True) == again
+
+
 def test_retry_after_is_waited_for_within_the_deadline_only(tmp_path):
     with Session(tmp_path, FakeCloud(echo, script=["429_after"])) as s:
         began = time.monotonic()
@@ -182,7 +199,7 @@ def test_an_outage_costs_one_deadline_and_a_probe_ends_it(tmp_path):
         later = [s.cloud.answer(prompts(i))[0] for i in range(100, 130)]
         assert all(a.failure == "circuit open" for a in later)
         assert len(fake.requests) == reached and time.monotonic() - began < 0.4
-        assert s.ledger.spent().tokens == 0
+        assert s.ledger.spent().tokens == 0 and s.ledger.spent().calls == reached
         time.sleep(0.4)
         fake.faults = {}
         assert [a.text is None for a in s.cloud.answer(prompts(200))] == [False]
@@ -196,6 +213,13 @@ def test_sixty_four_calls_of_a_second_take_two(tmp_path):
         assert all(a.text for a in s.cloud.answer(prompts(*range(64))))
         assert time.monotonic() - began < 2.5
         assert fake.most_at_once <= 32
+
+
+def test_a_long_queue_is_not_held_against_the_deadline(tmp_path):
+    fake = FakeCloud(echo, seconds=0.1)
+    with Session(tmp_path, fake, concurrency=2, deadline=0.4) as s:  # twenty take a second
+        answers = s.cloud.answer(prompts(*range(20)))
+        assert all(a.text for a in answers) and max(a.seconds for a in answers) < 0.4
 
 
 def test_a_spent_budget_says_so_and_asks_nobody(tmp_path):
@@ -228,16 +252,14 @@ def test_faults_of_all_kinds_at_once_never_exceed_the_budget(tmp_path):
 
 
 def test_the_key_is_nowhere(tmp_path):
-    def leak(question):
-        return f"answer {question}"
-
-    fake = FakeCloud(leak, script=["401", "400", "500", None])
+    fake = FakeCloud(echo, script=["401", "400", "401", "400"] * 10)
     with Session(tmp_path, fake) as s:
-        answers = [s.cloud.answer(prompts(i))[0] for i in range(3)]
+        answers = [s.cloud.answer(prompts(i))[0] for i in range(40)]
         seen = repr(answers) + repr(s.cloud.config) + repr(dataclasses.asdict(s.cloud.config))
     assert KEY not in seen
-    for file in tmp_path.iterdir():
-        assert KEY.encode() not in file.read_bytes()
+    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b"of the key" in stored and b"***" in stored  # the server did quote it
+    assert KEY[:6].encode() not in stored  # nor a part of it
 
 
 # --- before a run ---

@@ -47,9 +47,13 @@ def sampler():
 
 def best_next(params, ids):
     """The most probable token after each of these, by one whole forward pass."""
-    row = jnp.zeros((1, 64), int).at[0, : len(ids)].set(jnp.asarray(ids))
-    hidden = model.forward(params, DEVICE, row[:, :1], jnp.ones(1, int), row[None, :, 1:])
-    return jnp.argmax(model.logits(params, DEVICE, hidden[0, 0]), axis=-1)[: len(ids)].tolist()
+
+    @jax.jit
+    def best(row):
+        hidden = model.forward(params, DEVICE, row[:, :1], jnp.ones(1, int), row[None, :, 1:])
+        return jnp.argmax(model.logits(params, DEVICE, hidden[0, 0]), axis=-1)
+
+    return best(jnp.array([[*ids, *[0] * (64 - len(ids))]]))[: len(ids)].tolist()
 
 
 def test_it_goes_on_from_the_work_with_the_opening_of_an_answer(sampler):
