@@ -104,6 +104,7 @@ class Comparison:
         cap: largest share of prompts offloaded.
         seed: decided ties of scores, and the resampling.
         n: number of test prompts.
+        degraded: most answers of a method and seed that the device gave because the cloud failed.
     """
 
     methods: tuple[Method, ...]
@@ -113,6 +114,7 @@ class Comparison:
     cap: float
     seed: int
     n: int
+    degraded: int = 0
 
 
 # --- numbers ---
@@ -154,7 +156,8 @@ def compare(
         difference = None if name == reference else _difference(methods[reference], entries, seed)
         rows.append(Method(name, len(entries), spreads, difference))
     n = methods[reference][0].outcome.prompt_ids.size
-    return Comparison(tuple(rows), reference, device, cloud, cap, seed, n)
+    degraded = max(int(e.outcome.degraded.sum()) for entries in methods.values() for e in entries)
+    return Comparison(tuple(rows), reference, device, cloud, cap, seed, n, degraded)
 
 
 def _check(methods: Mapping[str, Sequence[Entry]], named: Mapping[str, str]) -> None:
@@ -367,9 +370,15 @@ def _main(comparison: Comparison) -> _Block:
             f"cap keeps it from the cloud; the call ratio is before the cap. ±: sample "
             f"standard deviation over seeds. {reference} − method: in overall accuracy, in "
             f"points; brackets: 95 % interval (bootstrap over seeds and prompts); p: sign-flip "
-            f"test clustered by prompt, with one seed McNemar's exact test."
+            f"test clustered by prompt, with one seed McNemar's exact test." + _degraded(comparison)
         ),
     )
+
+
+def _degraded(comparison: Comparison) -> str:
+    if not comparison.degraded:
+        return ""
+    return f" The cloud failed: up to {comparison.degraded:,} answers of a row are the device's."
 
 
 def _routing(comparison: Comparison) -> _Block:

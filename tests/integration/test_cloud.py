@@ -35,6 +35,7 @@ def metrics(workdir):
     return [row for row in rows if row["stage"] == "gapg"]
 
 
+@pytest.mark.slow  # its parts are tested in tests/cloud and tests/training
 def test_a_run_survives_a_cloud_that_fails_and_a_second_one_pays_nothing(tiny, tmp_path):
     fake = FakeCloud(solve, {"500": 0.3, "garbage": 0.1, "429": 0.1}, models=["fake"])
     with running(fake) as url:
@@ -65,6 +66,7 @@ def test_a_run_survives_a_cloud_that_fails_and_a_second_one_pays_nothing(tiny, t
     assert runs == {str(tmp_path / "a"), str(tmp_path / "b")}
 
 
+@pytest.mark.slow  # its parts are tested in tests/cloud and tests/training
 def test_a_spent_budget_stops_training_in_one_sentence(tiny, tmp_path):
     with running(FakeCloud(solve, models=["fake"])) as url:
         said = launch(tiny, tmp_path / "run", url, "--config.cloud.budget.calls=9",

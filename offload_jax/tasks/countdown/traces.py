@@ -32,11 +32,11 @@ class TraceConfig:
             `near`, with that try's expression as a (wrong) answer, otherwise with a call.
     """
 
-    kind: Literal["countdown"] = "countdown"
     max_tokens: int = 128
     solve: float = 0.9
     impatience: float = 0.0
     near: int = 0
+    kind: Literal["countdown"] = "countdown"
 
     def __post_init__(self):
         for name in ("solve", "impatience"):
