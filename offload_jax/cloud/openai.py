@@ -192,12 +192,16 @@ class OpenAICloud:
             limit = min(self.config.attempt_timeout, left)
             if not self._breaker.allows():
                 raise _AttemptError("circuit open")
-            state = self.ledger.reserve(
-                key, self.config.model, worst, self.prices.source, limit + _LEASE
-            )
+            try:
+                state = self.ledger.reserve(
+                    key, self.config.model, worst, self.prices.source, limit + _LEASE
+                )
+            except BaseException:
+                self._breaker.dropped()
+                raise
             if state == "reserved":
-                fresh = await self._reserved(key, request, worst, limit)
-                return Answer(**self.ledger.cached(key), cached=not fresh)
+                await self._reserved(key, request, worst, limit)
+                return Answer(**self.ledger.cached(key))
             self._breaker.dropped()
             if state == "answered":
                 return Answer(**self.ledger.cached(key), cached=True)
@@ -205,14 +209,13 @@ class OpenAICloud:
                 raise _AttemptError(BUDGET)
             await asyncio.sleep(_POLL)
 
-    async def _reserved(self, key, request, worst: Usage, limit: float) -> bool:
+    async def _reserved(self, key, request, worst: Usage, limit: float) -> None:
         """An attempt whose worst case is reserved: it is settled on every way out."""
         outcome, detail, usage, text = "lost", None, _estimated(worst), None
         try:
             text, usage = await self._attempt(request, worst, limit)
             outcome = "ok"
             self._breaker.succeeded()
-            return True
         except _AttemptError as failed:
             outcome, detail = failed.name, failed.detail
             usage = _estimated(worst) if failed.paid else failed.usage or NOTHING

@@ -21,6 +21,7 @@ from offload_jax.device import model
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params
 from offload_jax.sampling.rollout import PromptBatch
+from offload_jax.sampling.text import extend_prompts
 from offload_jax.tasks.task import Parsed, Task
 from offload_jax.vocabulary import Vocabulary
 
@@ -51,12 +52,15 @@ def call_probabilities(
         for row, n, found in zip(rows, np.asarray(lengths)[:, 0], parsed, strict=True)
     ]
     openings = [task.vocabulary.encode(text) for text in task.openings]
-    begun = _prompts_with(batch, rows, np.array(ends))
+    works = [row[:end].tolist() for row, end in zip(rows, ends, strict=True)]
+    begun = extend_prompts(batch, works, rows.shape[1], task.vocabulary.pad)
     room = max(map(len, openings))
     alternatives, counted = np.zeros((2, room), np.int32), np.zeros((2, room), bool)
     for j, opening in enumerate(openings):
         alternatives[j, : len(opening)], counted[j, : len(opening)] = opening, True
-    scores = _summed_logprobs(params, *begun, alternatives, counted, config=config)
+    scores = _summed_logprobs(
+        params, begun.tokens, begun.lengths, alternatives, counted, config=config
+    )
     call, answer = np.asarray(scores, np.float64).T
     return 1 / (1 + np.exp(np.clip(answer - call, -700, 700)))
 
@@ -77,17 +81,6 @@ def decision_point(vocabulary: Vocabulary, tokens: list[int], at: int | None) ->
         else:
             low = middle + 1
     return low
-
-
-def _prompts_with(batch: PromptBatch, rows, ends):
-    """Prompts with the first `ends` tokens of their responses: tokens [P, S + T] and lengths."""
-    prompts, lengths = np.asarray(batch.tokens), np.asarray(batch.lengths)
-    tokens = np.zeros((len(rows), prompts.shape[1] + rows.shape[1]), np.int32)
-    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        work = row[: ends[i]]
-        tokens[i, : lengths[i]] = prompt[: lengths[i]]
-        tokens[i, lengths[i] : lengths[i] + len(work)] = work
-    return tokens, (lengths + ends).astype(np.int32)
 
 
 @partial(jax.jit, static_argnames="config")

@@ -8,14 +8,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from offload_jax.device.params import Params
 from offload_jax.evaluation.decision import decision_point
 from offload_jax.evaluation.records import Record
-from offload_jax.sampling.rollout import PromptBatch
 from offload_jax.sampling.sampler import Sampler
-from offload_jax.sampling.text import decode_responses
+from offload_jax.sampling.text import decode_responses, extend_prompts
 from offload_jax.sharding import place
 from offload_jax.tasks.task import Prompt
 
@@ -59,16 +57,9 @@ def _continued(
     """The answers' texts, opening included."""
     _, opening = sampler.task.openings
     opened = sampler.vocabulary.encode(opening)
-    asked = sampler.encode(prompts)
-    width = asked.tokens.shape[1] + sampler.sampling.response_tokens + len(opened)
-    tokens = np.full((len(rows), width), sampler.vocabulary.pad, np.int32)
-    lengths = np.zeros(len(rows), np.int32)
-    heads = zip(np.asarray(asked.tokens), np.asarray(asked.lengths), strict=True)
-    for row, i, (prompt, length) in zip(range(len(rows)), rows, heads, strict=True):
-        work = _work(sampler, records[i])
-        whole = [*prompt[:length].tolist(), *work, *opened]
-        tokens[row, : len(whole)], lengths[row] = whole, len(whole)
-    batch = PromptBatch(np.asarray(asked.ids), tokens, lengths)
+    works = [_work(sampler, records[i]) + opened for i in rows]
+    room = sampler.sampling.response_tokens + len(opened)
+    batch = extend_prompts(sampler.encode(prompts), works, room, sampler.vocabulary.pad)
     # At temperature 0 no key is read.
     rollout = _short(sampler.greedy()).respond(
         params, place(sampler.mesh, batch, "prompts"), jax.random.key(0)

@@ -32,6 +32,26 @@ def encode_prompts(
     return PromptBatch(np.array(ids, np.int32), tokens, lengths)
 
 
+def extend_prompts(
+    batch: PromptBatch, works: Sequence[Sequence[int]], room: int, pad: int
+) -> PromptBatch:
+    """P prompts with the beginnings of their responses, as host arrays [P, S + room].
+
+    Args:
+        batch: the prompts.
+        works: per prompt the token ids that follow it, at most `room`.
+        room: by how much the rows get wider.
+        pad: what stands after the end of a row.
+    """
+    prompts, lengths = np.asarray(batch.tokens), np.asarray(batch.lengths)
+    tokens = np.full((len(prompts), prompts.shape[1] + room), pad, np.int32)
+    for row, prompt, length, work in zip(tokens, prompts, lengths, works, strict=True):
+        row[:length] = prompt[:length]
+        row[length : length + len(work)] = work
+    grown = lengths + np.array([len(work) for work in works], np.int32)
+    return PromptBatch(np.asarray(batch.ids), tokens, grown)
+
+
 def decode_responses(tokenizer: tokenizers.Tokenizer, rollout: Rollout) -> list[list[str]]:
     """The responses' texts [P][G], without padding and stop token.
 
