@@ -53,6 +53,7 @@ def open_workdir(path: str | Path, experiment: Experiment) -> Workdir:
         ValueError: the folder cannot be written, or holds checkpoints or records made with other
             settings.
     """
+    require(str(path) != "", "--workdir is empty; name the run's folder.")
     workdir = Workdir(Path(path).resolve())
     settings = json.loads(json.dumps(dataclasses.asdict(experiment)))
     try:
