@@ -12,7 +12,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.flags import parser
+from offload_jax import processes
 from offload_jax.cloud.protocol import CloudError
+from offload_jax.processes import PeerError
 from offload_jax.training.detectors import RunError
 from offload_jax.training.experiment import from_config
 from offload_jax.training.loop import PreemptedError
@@ -22,6 +24,12 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment, e.g. configs/x.py[:smoke]."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.")
+PROCESSES = flags.DEFINE_string(
+    "processes",
+    "",
+    "This process's place in a job of several: 'auto' on a TPU slice, SLURM or GKE, or"
+    " INDEX/COUNT@HOST:PORT of process 0.",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -31,10 +39,12 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}")
-        run(from_config(CONFIG.value), WORKDIR.value, console)
-    except (ValueError, RunError, CloudError) as error:
+        experiment = from_config(CONFIG.value)
+        processes.join(PROCESSES.value)
+        run(experiment, WORKDIR.value, console)
+    except (ValueError, RunError, CloudError, PeerError) as error:
         print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        processes.leave(2 if isinstance(error, ValueError) else 1)
     except PreemptedError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)

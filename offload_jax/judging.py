@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from offload_jax.cloud.protocol import Answer, Cloud
+from offload_jax.processes import spread
 from offload_jax.tasks.task import Kind, Parsed, Prompt, Task
 
 
@@ -54,23 +55,27 @@ def judge(
             f"got {len(texts)} groups of sizes {sorted(sizes)}"
         )
     shape = (len(prompts), sizes.pop() if sizes else 0)
-    parsed = [[task.parse(text) for text in group] for group in texts]
-    device_correct = [
-        [_is_right(task, response, prompt) for response in group]
-        for prompt, group in zip(prompts, parsed, strict=True)
-    ]
-    called = [[response.kind == Kind.CALL for response in group] for group in parsed]
-    formatted = [[response.formatted for response in group] for group in parsed]
-    called = np.array(called, bool).reshape(shape)
+    verdicts = spread(
+        lambda p: [_verdict(task, text, prompts[p]) for text in texts[p]], range(len(prompts))
+    )
+    verdicts = np.array(verdicts, bool).reshape(*shape, 3)
+    device_correct, called, formatted = (verdicts[..., i] for i in range(3))
     cloud_correct, cloud_tokens, answers = _ask(task, cloud, prompts, called.any(axis=1) | ask_all)
     return Judgement(
-        device_correct=np.array(device_correct, bool).reshape(shape),
+        device_correct=device_correct,
         called=called,
-        formatted=np.array(formatted, bool).reshape(shape),
+        formatted=formatted,
         cloud_correct=cloud_correct,
         cloud_tokens=cloud_tokens,
         answers=answers,
     )
+
+
+def _verdict(task: Task, text: str, prompt: Prompt) -> tuple[bool, bool, bool]:
+    """Whether a response is right, calls, and follows the template."""
+    response = task.parse(text)
+    right = _is_right(task, response, prompt)
+    return right, response.kind == Kind.CALL, bool(response.formatted)
 
 
 def _is_right(task: Task, response: Parsed, prompt: Prompt) -> bool:
@@ -89,16 +94,23 @@ def _ask(
     answers = cloud.answer(list(asked.values())) if asked else []
     if len(answers) != len(asked):
         raise ValueError(f"the cloud gave {len(answers)} responses for {len(asked)} prompts")
-    found = {}
-    for prompt, answer in zip(asked.values(), answers, strict=True):
-        text, tokens = answer.text or "", answer.tokens
-        if tokens is None:
-            # A lone surrogate, which a hostile answer may hold, cannot be encoded.
-            tokens = len(task.vocabulary.encode(text.encode("utf-8", "replace").decode("utf-8")))
-        found[prompt.id] = _is_right(task, task.parse(text), prompt), tokens, answer
+    said = list(zip(asked.values(), answers, strict=True))
+    verdicts = spread(lambda pair: _cloud_verdict(task, *pair), said)
+    found = {
+        id: (*verdict, answer) for id, verdict, answer in zip(asked, verdicts, answers, strict=True)
+    }
     rows = [
         found[prompt.id] if want else (False, 0, None)
         for prompt, want in zip(prompts, wanted, strict=True)
     ]
     right, tokens, answers = zip(*rows, strict=True) if rows else ((), (), ())
     return np.array(right, bool), np.array(tokens, np.int32), tuple(answers)
+
+
+def _cloud_verdict(task: Task, prompt: Prompt, answer: Answer) -> tuple[bool, int]:
+    """Whether an answer is right, and its tokens."""
+    text, tokens = answer.text or "", answer.tokens
+    if tokens is None:
+        # A lone surrogate, which a hostile answer may hold, cannot be encoded.
+        tokens = len(task.vocabulary.encode(text.encode("utf-8", "replace").decode("utf-8")))
+    return _is_right(task, task.parse(text), prompt), tokens

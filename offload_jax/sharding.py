@@ -126,11 +126,17 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
-    """Puts host arrays on the mesh; `axes` name their leading dimensions, the rest is unsplit."""
+    """Puts host arrays on the mesh; `axes` name their leading dimensions, the rest is unsplit.
+
+    Of several processes each must have the whole arrays, and puts its devices' parts.
+    """
 
     def put(x: np.ndarray) -> jax.Array:
         named = axes[: np.ndim(x)]
         padded = named + (None,) * (np.ndim(x) - len(named))
-        return jax.device_put(x, sharding_of(mesh, padded, np.shape(x)))
+        sharding = sharding_of(mesh, padded, np.shape(x))
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_callback(np.shape(x), sharding, lambda part: np.asarray(x)[part])
 
     return jax.tree.map(put, tree)

@@ -22,7 +22,7 @@ TINY = [
 
 
 def benchmark(*flags):
-    variables = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    variables = os.environ | {"XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"]}
     command = [sys.executable, "-m", "experiments.benchmark", *flags]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr

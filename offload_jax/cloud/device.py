@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from offload_jax.cloud.protocol import Answer
 from offload_jax.device.config import DeviceConfig, Dtype
 from offload_jax.pretrained.checkpoint import Pretrained
+from offload_jax.processes import fetch
 from offload_jax.sampling.rollout import SamplingConfig, rollout
 from offload_jax.sampling.text import decode_responses, encode_prompts
 from offload_jax.settings import parse, require
@@ -102,7 +103,7 @@ class DeviceCloud:
                 stops=self._vocabulary.stops,
                 pad=self._vocabulary.pad,
             )
-        rolled = jax.device_get(rolled)
+        rolled = fetch(rolled)
         responses = decode_responses(self._vocabulary.tokenizer, rolled)
         seconds = (time.perf_counter() - began) / len(questions)
         for i, question in enumerate(questions):

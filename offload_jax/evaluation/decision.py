@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from offload_jax.device import model
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params
+from offload_jax.processes import fetch
 from offload_jax.sampling.rollout import PromptBatch
 from offload_jax.sampling.text import extend_prompts
 from offload_jax.tasks.task import Parsed, Task
@@ -53,7 +54,7 @@ def call_probabilities(
     ]
     openings = [task.vocabulary.encode(text) for text in task.openings]
     works = [row[:end].tolist() for row, end in zip(rows, ends, strict=True)]
-    begun = extend_prompts(batch, works, rows.shape[1], task.vocabulary.pad)
+    begun = extend_prompts(fetch(batch), works, rows.shape[1], task.vocabulary.pad)
     room = max(map(len, openings))
     alternatives, counted = np.zeros((2, room), np.int32), np.zeros((2, room), bool)
     for j, opening in enumerate(openings):
@@ -61,7 +62,7 @@ def call_probabilities(
     scores = _summed_logprobs(
         params, begun.tokens, begun.lengths, alternatives, counted, config=config
     )
-    call, answer = np.asarray(scores, np.float64).T
+    call, answer = np.asarray(fetch(scores), np.float64).T
     return 1 / (1 + np.exp(np.clip(answer - call, -700, 700)))
 
 

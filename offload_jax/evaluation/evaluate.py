@@ -15,6 +15,7 @@ from offload_jax.evaluation.fallback import with_fallbacks
 from offload_jax.evaluation.records import Record
 from offload_jax.evaluation.usage import UsageConfig
 from offload_jax.judging import Judgement, judge
+from offload_jax.processes import fetch
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import decode_responses
 from offload_jax.sharding import prompt_shards
@@ -58,7 +59,7 @@ def evaluate(
         real = list(prompts[first : first + batch])
         filled = real + [real[-1]] * (batch - len(real))
         encoded, rollout = sampler.greedy()(params, filled, jax.random.key(0))
-        host = jax.device_get(rollout)
+        host = fetch(rollout)
         texts = decode_responses(sampler.tokenizer, host)
         parsed = [sampler.task.parse(text) for (text,) in texts]
         tokens, lengths = host.tokens[:, 0], host.lengths[:, 0]
@@ -70,7 +71,7 @@ def evaluate(
         if samples:
             agreements = _agreements(params, sampler, filled, seed, samples)
         judgement = judge(sampler.task, cloud, real, texts[: len(real)], ask_all=ask_all)
-        prompt_tokens = np.asarray(encoded.lengths)
+        prompt_tokens = fetch(encoded.lengths)
         for i, prompt in enumerate(real):
             length, asked = int(lengths[i]), ask_all or bool(judgement.called[i, 0])
             records.append(
@@ -140,7 +141,7 @@ def _agreements(
     for first in range(0, len(prompts), at_once):
         real = list(prompts[first : first + at_once])
         _, rollout = several(params, real + [real[-1]] * (at_once - len(real)), key)
-        groups = decode_responses(sampler.tokenizer, jax.device_get(rollout))[: len(real)]
+        groups = decode_responses(sampler.tokenizer, fetch(rollout))[: len(real)]
         for group in groups:
             shares.append(agreement([sampler.task.parse(text).answer for text in group]))
     return shares

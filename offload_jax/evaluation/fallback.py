@@ -12,6 +12,7 @@ import jax
 from offload_jax.device.params import Params
 from offload_jax.evaluation.decision import decision_point
 from offload_jax.evaluation.records import Record
+from offload_jax.processes import fetch
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import decode_responses, extend_prompts
 from offload_jax.sharding import place
@@ -59,12 +60,12 @@ def _continued(
     opened = sampler.vocabulary.encode(opening)
     works = [_work(sampler, records[i]) + opened for i in rows]
     room = sampler.sampling.response_tokens + len(opened)
-    batch = extend_prompts(sampler.encode(prompts), works, room, sampler.vocabulary.pad)
+    batch = extend_prompts(fetch(sampler.encode(prompts)), works, room, sampler.vocabulary.pad)
     # At temperature 0 no key is read.
     rollout = _short(sampler.greedy()).respond(
         params, place(sampler.mesh, batch, "prompts"), jax.random.key(0)
     )
-    return [opening + text for (text,) in decode_responses(sampler.tokenizer, rollout)]
+    return [opening + text for (text,) in decode_responses(sampler.tokenizer, fetch(rollout))]
 
 
 def _short(sampler: Sampler) -> Sampler:

@@ -22,6 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from offload_jax.evaluation.jsonl import encode, read_lines, write_lines
+from offload_jax.processes import is_main
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -53,7 +54,7 @@ class RunLog:
     `workdir/tensorboard/<stage>` as scalars `stage/name`. JSON knows no NaN: a number that is not
     finite is null there (its name is kept) and itself in TensorBoard.
 
-    In a run with several processes, only process 0 should make one. Close it, or use `with`.
+    Of several processes only process 0 has one, see `open_log`. Close it, or use `with`.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -135,6 +136,30 @@ class RunLog:
         event.wall_time = time.time()
         self._boards[stage].write_event(event)
         self._boards[stage].flush()
+
+
+class NoLog:
+    """The log of a process that leaves nothing behind: one of several, but not process 0."""
+
+    def write(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Nothing."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+Log = RunLog | NoLog
+
+
+def open_log(workdir: str | os.PathLike) -> Log:
+    """The log of a run: process 0 writes it."""
+    return RunLog(workdir) if is_main() else NoLog()
 
 
 class Progress:

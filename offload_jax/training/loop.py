@@ -1,6 +1,7 @@
 """The loop that every stage of a run shares: step, log, evaluate, checkpoint, resume."""
 
 import dataclasses
+import io
 import signal
 import threading
 import time
@@ -12,9 +13,10 @@ import jax
 
 from offload_jax.device.config import DeviceConfig
 from offload_jax.learning.update import TrainState
+from offload_jax.processes import gather, is_main
 from offload_jax.training.checkpoints import Checkpoints
 from offload_jax.training.detectors import check_finite
-from offload_jax.training.logging import Progress, RunLog
+from offload_jax.training.logging import Log, Progress
 from offload_jax.vocabulary import Vocabulary
 
 Metrics = dict[str, Any]
@@ -38,7 +40,7 @@ def run_stage(
     stage: Stage,
     state: TrainState,
     checkpoints: Checkpoints,
-    log: RunLog,
+    log: Log,
     config: DeviceConfig,
     vocabulary: Vocabulary,
 ) -> TrainState:
@@ -47,7 +49,8 @@ def run_stage(
     A resumed stage is bitwise the uninterrupted one: everything that a step uses follows from the
     state and the step's number. Metrics after the checkpoint are dropped and written again.
 
-    SIGTERM, the notice before a preemption, ends it after the current step, with a checkpoint.
+    SIGTERM to any process, the notice before a preemption, ends it after the current step, with a
+    checkpoint.
 
     Raises:
         RunError: loss or gradient is not finite; the last checkpoint is left as it was.
@@ -57,7 +60,7 @@ def run_stage(
         state = checkpoints.restore(state)
     start = int(state.step)
     log.rewind(stage.name, start)
-    with Progress(stage.name, stage.steps, start) as progress, _terminations() as terminated:
+    with _progress(stage, start) as progress, _terminations() as terminated:
         for step in range(start, stage.steps):
             began, compiled = time.perf_counter(), compilations()
             state, metrics = stage.step(state, step)
@@ -66,20 +69,26 @@ def run_stage(
             metrics["seconds/step"] = time.perf_counter() - began
             metrics["compilations"] = compilations() - compiled
             at_checkpoint = done % stage.every == 0 or done == stage.steps
+            stopping = any(gather(bool(terminated)))
             if at_checkpoint and stage.evaluate:
                 metrics |= stage.evaluate(state)
             log.write(done, stage.name, metrics)
-            if at_checkpoint or terminated:
+            if at_checkpoint or stopping:
                 checkpoints.save(state, config, vocabulary)
-            if terminated and done < stage.steps:
+            if stopping and done < stage.steps:
                 raise PreemptedError(
                     f"Stopped by SIGTERM after step {done} of {stage.name}, which is saved: the"
                     " same command goes on from there."
                 )
-            if at_checkpoint and (warning := stage.warn()):
+            if at_checkpoint and is_main() and (warning := stage.warn()):
                 progress.say(f"Warning: {warning}.")
             progress.update(done, {name: metrics[name] for name in stage.shown})
     return state
+
+
+def _progress(stage: Stage, start: int) -> Progress:
+    nowhere = None if is_main() else io.StringIO()
+    return Progress(stage.name, stage.steps, start, nowhere)
 
 
 class PreemptedError(Exception):

@@ -19,6 +19,7 @@ from offload_jax.judging import Judgement, judge
 from offload_jax.learning.objective import Learnt, learn
 from offload_jax.learning.optimizer import make_optimizer
 from offload_jax.learning.update import TrainState, WeightedResponses, init_state, update
+from offload_jax.processes import fetch
 from offload_jax.sampling.rollout import PromptBatch, Rollout, step_key
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import decode_responses
@@ -52,7 +53,7 @@ def post_training_stage(
         batch, rollout, judgement, waited = sample_and_judge(
             state.params, sampler, timed, prompts, key, settings.sampling_parts
         )
-        responses = jax.device_get(rollout)
+        responses = fetch(rollout)
         clock.lap("sample")
         clock.move("sample", "judge", waited)  # mostly for the cloud
         check_cloud(judgement.answers)
@@ -83,7 +84,7 @@ def post_training_stage(
             clip=objective.clip if objective.clipped else None,
             repeats=objective.updates,
         )
-        stats, learnt = jax.device_get((stats, learnt))
+        stats, learnt = fetch((stats, learnt))
         clock.lap("update")
         del stats["loss"]
         timings = {**clock.laps, "cloud/seconds": timed.seconds}  # the latter overlapped or not
@@ -203,7 +204,7 @@ def sample_and_judge(
     with ThreadPoolExecutor(1) as pool:
         for piece in pieces:
             batch, rollout = sampler(params, piece, key)
-            texts = decode_responses(sampler.tokenizer, jax.device_get(rollout))
+            texts = decode_responses(sampler.tokenizer, fetch(rollout))
             judging.append(pool.submit(judge, sampler.task, cloud, piece, texts))
             batches.append(batch)
             rollouts.append(rollout)

@@ -1,6 +1,8 @@
 """The main job: data, supervised start, post-training, evaluation, table and plots."""
 
 import dataclasses
+import hashlib
+import json
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +18,16 @@ from offload_jax.evaluation.records import Record, read_records, write_records
 from offload_jax.evaluation.table import build_table, markdown, terminal
 from offload_jax.learning.update import TrainState
 from offload_jax.pretrained.checkpoint import Pretrained
+from offload_jax.processes import gather, is_main, main_first, tell, together
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import encode_prompts
+from offload_jax.settings import require
 from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
 from offload_jax.tasks import make_task
 from offload_jax.training.checkpoints import Checkpoints
 from offload_jax.training.detectors import collapse
 from offload_jax.training.experiment import Experiment, check_devices
-from offload_jax.training.logging import RunLog, read_metrics
+from offload_jax.training.logging import Log, open_log, read_metrics
 from offload_jax.training.loop import Stage, run_stage
 from offload_jax.training.post_training import init_post_training, post_training_stage
 from offload_jax.training.start import init_start, start_stage
@@ -41,14 +45,27 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
     mesh = make_mesh(experiment.mesh)
     check_devices(experiment, prompt_shards(mesh))
     param_shardings(experiment.device, mesh)
-    workdir = open_workdir(path, experiment)
-    if all(workdir.records(policy).exists() for policy in policies(experiment)):
+    check_processes(experiment)
+    workdir = main_first(lambda: open_workdir(path, experiment))
+    finished = [workdir.records(policy).exists() for policy in policies(experiment)]
+    if tell(lambda: all(finished)):
         console.print(f"This run is finished: {workdir.path}. A new --workdir starts another.")
     else:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "cache"))
-        with jax.set_mesh(mesh), RunLog(workdir.path) as log:
+        with jax.set_mesh(mesh), open_log(workdir.path) as log:
             _run(Job(experiment, workdir, log, mesh))
-    report(experiment, workdir, console)
+    if is_main():
+        report(experiment, workdir, console)
+
+
+def check_processes(experiment: Experiment) -> None:
+    """Raises ValueError if the processes of the job were not given the same settings."""
+    settings = json.dumps(dataclasses.asdict(experiment), sort_keys=True)
+    others = gather(hashlib.sha256(settings.encode()).hexdigest())
+    require(
+        len(set(others)) == 1,
+        "The processes of this job have different settings: give all of them the same command.",
+    )
 
 
 def policies(experiment: Experiment) -> tuple[str, str]:
@@ -79,13 +96,12 @@ def report(experiment: Experiment, workdir: Workdir, console: rich.console.Conso
 class Job:
     """Stages and tests of one workdir; each goes on where it was, or finds itself done."""
 
-    def __init__(
-        self, experiment: Experiment, workdir: Workdir, log: RunLog, mesh: jax.sharding.Mesh
-    ):
+    def __init__(self, experiment: Experiment, workdir: Workdir, log: Log, mesh: jax.sharding.Mesh):
         self.experiment, self.workdir, self.log, self.mesh = experiment, workdir, log, mesh
         pretrained, settings = experiment.device.pretrained, dataclasses.asdict(experiment.task)
         vocabulary = None if pretrained is None else Pretrained(pretrained).vocabulary()
-        task = make_task(settings.pop("name"), workdir.data, vocabulary, **settings)
+        name = settings.pop("name")
+        task = main_first(lambda: make_task(name, workdir.data, vocabulary, **settings))
         size = task.vocabulary.tokenizer.get_vocab_size()
         if size > experiment.device.vocabulary:
             raise ValueError(
@@ -94,7 +110,7 @@ class Job:
             )
         self.sampler = Sampler(task, experiment.device, experiment.sampling, mesh)
         self.cloud: Cloud = make_cloud(experiment.cloud, task, workdir.path, mesh)
-        self._check_prompts()
+        together(self._check_prompts)
 
     def start(self) -> Params:
         """The device LLM before post-training."""
@@ -119,7 +135,7 @@ class Job:
     ) -> list[Record]:
         """The records of a policy on the prompts of a split, made unless they are there."""
         path = self.workdir.records(name if split == "test" else f"{name}.{split}")
-        if path.exists():
+        if tell(path.exists):
             return read_records(path)
         settings = self.experiment.evaluation
         limit = {"test": settings.test_prompts, "validation": settings.validation_prompts}
@@ -136,8 +152,9 @@ class Job:
             fallbacks=True,
             samples=samples,
         )
-        path.parent.mkdir(exist_ok=True)
-        write_records(path, records)
+        if is_main():
+            path.parent.mkdir(exist_ok=True)
+            write_records(path, records)
         return records
 
     def _check_prompts(self) -> None:

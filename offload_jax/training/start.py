@@ -14,6 +14,7 @@ from offload_jax.device.params import Params, fourier_features, init_params
 from offload_jax.learning.optimizer import make_optimizer
 from offload_jax.learning.update import WeightedResponses, init_state, update
 from offload_jax.pretrained.checkpoint import Pretrained
+from offload_jax.processes import fetch
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.settings import require
 from offload_jax.sharding import place
@@ -41,7 +42,7 @@ def start_stage(experiment: Experiment, sampler: Sampler) -> Stage:
             micro_prompts=settings.batch.micro_prompts,
             length_buckets=settings.batch.length_buckets,
         )
-        stats = jax.device_get(stats)
+        stats = fetch(stats)
         return state, {"loss": stats["loss"], "gradient_norm": stats["gradient_norm"]}
 
     return Stage(

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from offload_jax.processes import is_main
 from offload_jax.settings import require
 from offload_jax.training.experiment import Experiment
 
@@ -55,6 +56,13 @@ def open_workdir(path: str | Path, experiment: Experiment) -> Workdir:
     """
     require(str(path) != "", "--workdir is empty; name the run's folder.")
     workdir = Workdir(Path(path).resolve())
+    if not is_main():
+        require(
+            (workdir / "config.json").is_file(),
+            f"--workdir={path} is not the folder that process 0 has opened: all processes of a job"
+            " must share one.",
+        )
+        return workdir
     settings = json.loads(json.dumps(dataclasses.asdict(experiment)))
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,12 @@ def launch(tiny, workdir, url, *flags, key="sk-test", overrides=()):
         *tiny.tiny_flags(), f"--config.cloud.base_url={url}", "--config.cloud.wait=0.01",
         "--config.cloud.deadline=5.0", "--config.mesh.cpu_devices=1", *flags,
     ]  # fmt: skip
-    environment = {**os.environ, "OPENAI_API_KEY": key, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "OPENAI_API_KEY": key,
+        "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"],
+        "JAX_PLATFORMS": "cpu",
+    }
     if not key:
         del environment["OPENAI_API_KEY"]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 def environment(devices=None):
     """This process's environment, but for the devices that the other tests fake."""
-    variables = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    flags = os.environ["QUICK_XLA_FLAGS"]
     if devices:
-        variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    return variables
+        flags += f" --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags}
 
 
 def launch(workdir, *flags, devices=None):

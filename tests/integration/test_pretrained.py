@@ -13,7 +13,7 @@ from offload_jax.pretrained.checkpoint import Pretrained
 from tests.pretrained.folders import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": os.environ["QUICK_XLA_FLAGS"]}
 
 
 def run(*arguments):
