@@ -21,13 +21,13 @@ def get_config(size: str = "full") -> ConfigDict:
     config.task = ConfigDict(
         {
             "name": "arithmetic",
-            "train": 4000,
+            "train": 1200,
             "validation": 128,
-            "test": 512,
-            "steps": (1, 3),
+            "test": 640,
+            "steps": (1, 2, 5),
             "largest": 30,
-            "factor": 6,
-            "products": 0.2,
+            "factor": 5,
+            "products": 0.1,
             "stories": 0.4,
             "seed": 0,
         }
@@ -46,8 +46,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config.sampling = ConfigDict(
         {
             "group": 8,
-            "prompt_tokens": 88,
-            "response_tokens": 56,
+            "prompt_tokens": 112,
+            "response_tokens": 76,
             "temperature": 1.0,
             "cache_tokens": 32,
             "shrink": 0.5,
@@ -65,17 +65,17 @@ def get_config(size: str = "full") -> ConfigDict:
     )
     config.learning = ConfigDict(
         {
-            "steps": 45,
+            "steps": 40,
             "batch": {"prompts": 16, "micro_prompts": 4, "length_buckets": 2},
             "optimizer": _optimizer(rate=2e-4 if size == "lora" else 2e-5, warmup_steps=2),
             "objective": {"name": "gapg", "updates": 1, "clip": 0.2},
-            "reward": {"answer": 1.0, "call": 0.4, "format": 0.0},
+            "reward": {"answer": 1.0, "call": 0.5, "format": 0.0},
             "filter": {"enabled": True, "rho": 3 / 7, "solved": "any_correct"},
             "collapse_patience": 3,
         }
     )
     config.evaluation = ConfigDict(
-        {"every": 15, "validation_prompts": 64, "test_prompts": 512, "cap": 0.3, "batch": 64}
+        {"every": 20, "validation_prompts": 64, "test_prompts": 640, "cap": 0.3, "batch": 64}
     )
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "cpu_devices": 2})
     if size == "smoke":
@@ -108,7 +108,7 @@ def _optimizer(rate: float, warmup_steps: int) -> dict:
 def _shrink(config: ConfigDict) -> None:
     """Every step of it in minutes; too short to learn much."""
     config.task.update({"train": 64, "validation": 8, "test": 16})
-    config.sampling.update({"group": 2, "response_tokens": 64})
+    config.sampling.group = 2
     config.start.steps = 2
     config.start.batch.update({"prompts": 4, "micro_prompts": 4})
     config.learning.steps = 2

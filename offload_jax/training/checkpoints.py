@@ -28,7 +28,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep: int | None = None):
         """`keep`: how many of the latest checkpoints stay on disk (None: all)."""
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
         self.folder = Path(folder).resolve()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -38,7 +38,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, config: DeviceConfig, vocabulary: Vocabulary):
-        """Writes the checkpoint of `state.step`; it appears whole or not at all.
+        """Copies the state to the host, and writes it in the background.
+
+        The checkpoint of `state.step` appears whole or not at all; a write that failed is raised by
+        the next save, or by `close`.
 
         Of weights with adapters only the adapters are written: the others are the start's.
         """
@@ -55,7 +58,9 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: there is no checkpoint of that step.
+            ValueError: it is torn, or of another shape.
         """
+        self._manager.wait_until_finished()
         step = self.latest_step() if step is None else step
         if step is None or step not in self._manager.all_steps():
             raise FileNotFoundError(f"{self.folder} holds no checkpoint of step {step}.")
@@ -63,7 +68,13 @@ class Checkpoints:
         saved = like.replace(params=trained)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        state = self._manager.restore(step, args=items)["state"]
+        try:
+            state = self._manager.restore(step, args=items)["state"]
+        except Exception as error:  # of what kind depends on what is damaged
+            raise ValueError(
+                f"{self.folder}/{step} cannot be restored: it is damaged, or no checkpoint of this"
+                f" run ({_first_line(error)}). Remove that folder to go on from the one before it."
+            ) from None
         return state.replace(params={**frozen, **state.params})
 
     def close(self):
@@ -124,6 +135,11 @@ def load_policy(folder: str | Path) -> tuple[Params, DeviceConfig, Vocabulary]:
         base = Pretrained(config.pretrained).params(config, jax.random.key(0))
         params = {**base, **params}
     return params, config, vocabulary
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _tuples(value: Any) -> Any:

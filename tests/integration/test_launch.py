@@ -1,13 +1,17 @@
 import json
 import os
+import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from offload_jax.evaluation.records import read_records
+from offload_jax.training.checkpoints import load_policy
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,24 +89,38 @@ def rows(workdir):
     ]
 
 
-def test_a_run_that_is_killed_and_launched_again_ends_like_one_that_was_not(flags, tmp_path):
+def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(flags, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    longer = [*flags, "--config.learning.steps=40"]
+    longer = [*flags, "--config.learning.steps=40"]  # with a checkpoint every other step
     assert launch(whole, *longer)[0] == 0
-    command = [sys.executable, "-m", "experiments.launch", f"--workdir={killed}", *longer]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not (killed / "checkpoints" / "gapg" / "6").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    seed = random.randrange(2**32)
+    print(f"kills drawn from seed {seed}")
+    rng = random.Random(seed)
+    for after in sorted(rng.sample(range(1, 40), 3)):
+        kill(killed, longer, after, rng.uniform(0, 0.1))
     assert not (killed / "records" / "gapg.jsonl").exists()
     assert launch(killed, *longer)[0] == 0
     assert rows(killed) == rows(whole)
     for policy in ("start", "gapg"):
         records = [folder / "records" / f"{policy}.jsonl" for folder in (killed, whole)]
         assert records[0].read_text() == records[1].read_text()
+    ends = [load_policy(folder / "checkpoints" / "gapg")[0] for folder in (killed, whole)]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def kill(workdir, flags, step, seconds):
+    """Launches, and kills so many seconds after the row of a step of GAPG has been written."""
+    command = [sys.executable, "-m", "experiments.launch", f"--workdir={workdir}", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    metrics = workdir / "metrics.jsonl"
+    row = f'"step": {step}, "stage": "gapg"'
+    while not (metrics.exists() and row in metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
 
 
 def test_it_runs_on_eight_devices_with_all_three_mesh_axes(flags, tmp_path):

@@ -140,6 +140,47 @@ def test_a_checkpoint_is_restored_bitwise_and_into_another_mesh(setting, tmp_pat
     assert not list(tmp_path.rglob("*.pkl"))
 
 
+@pytest.mark.parametrize("harm", ["cut", "emptied", "removed", "foreign"])
+def test_a_damaged_or_foreign_checkpoint_is_refused_in_words(setting, tmp_path, harm):
+    experiment, sampler, _, mesh = setting
+    state = init_start(experiment, sampler, mesh)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, experiment.device, sampler.vocabulary)
+    files = [path for path in (tmp_path / "0" / "state").rglob("*") if path.is_file()]
+    size = max(path.stat().st_size for path in files)
+    largest = [path for path in files if path.stat().st_size == size]
+    if harm == "cut":
+        for path in largest:
+            path.write_bytes(path.read_bytes()[: size // 2])
+    elif harm == "emptied":
+        for path in files:
+            path.write_bytes(b"")
+    elif harm == "removed":
+        for path in largest:
+            path.unlink()
+    else:
+        wider = dataclasses.replace(experiment.device, width=24)
+        experiment = dataclasses.replace(experiment, device=wider)
+        state = init_start(experiment, sampler, mesh)
+    refused = pytest.raises(ValueError, match=r"/0 cannot be restored: it is damaged, or no ")
+    with Checkpoints(tmp_path) as checkpoints, refused:
+        checkpoints.restore(state)
+
+
+def test_a_checkpoint_holds_what_was_saved_although_the_next_step_reuses_its_memory(
+    setting, tmp_path
+):
+    experiment, sampler, _, mesh = setting
+    state = init_start(experiment, sampler, mesh)
+    before = jax.tree.map(np.array, jax.device_get(state))
+    forget = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 + 7, tree), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, experiment.device, sampler.vocabulary)
+        state = state.replace(params=forget(state.params))
+        restored = checkpoints.restore(init_start(experiment, sampler, mesh))
+    assert_same_bits(before, jax.device_get(restored))
+
+
 def test_a_diverged_stage_stops_and_leaves_its_last_checkpoint(setting, tmp_path):
     experiment, sampler, _, mesh = setting
 

@@ -23,23 +23,25 @@ class ProblemConfig:
     """How hard problems are.
 
     Attributes:
-        steps: fewest and most operations; every count is equally frequent.
+        steps: numbers of operations; equally frequent, but that no problem comes twice.
         largest: numbers that are added or subtracted lie in 1..largest.
         factor: a product's second factor lies in 2..factor.
         products: share of operations that are products.
         stories: share of problems that are told as a story (those without products).
     """
 
-    steps: tuple = (1, 4)
+    steps: tuple = (1, 2, 3, 4)
     largest: int = 20
     factor: int = 5
     products: float = 0.2
     stories: float = 0.5
 
     def __post_init__(self):
-        good = len(self.steps) == 2 and all(type(n) is int for n in self.steps)
-        if not good or not 1 <= self.steps[0] <= self.steps[1] <= 20:
-            raise ValueError(f"config.task.steps is {self.steps}; it must be (low, high) in 1..20.")
+        good = all(type(n) is int and 1 <= n <= 20 for n in self.steps)
+        if not self.steps or not good or len(set(self.steps)) < len(self.steps):
+            raise ValueError(
+                f"config.task.steps is {self.steps}; it must be different integers in 1..20."
+            )
         if not 2 <= self.largest <= 999:
             raise ValueError(f"config.task.largest is {self.largest}; it must be in 2..999.")
         if not 2 <= self.factor <= 20:
@@ -81,9 +83,10 @@ def problems(config: ProblemConfig, count: int, seed: int) -> list[Problem]:
     for _ in range(50 * count):
         if len(found) == count:
             break
-        problem = _draw(config, rng)
-        if problem is not None:
-            found.setdefault((problem.first, problem.steps), problem)
+        steps, problem = rng.choice(config.steps), None
+        while problem is None:  # to draw their number anew would favour small ones
+            problem = _draw(config, steps, rng)
+        found.setdefault((problem.first, problem.steps), problem)
     if len(found) < count:
         raise ValueError(
             f"config.task asks for {count} different problems; with these steps and numbers only"
@@ -92,9 +95,8 @@ def problems(config: ProblemConfig, count: int, seed: int) -> list[Problem]:
     return list(found.values())
 
 
-def _draw(config: ProblemConfig, rng: random.Random) -> Problem | None:
-    """A problem whose values stay within 0.._MOST; None if the draw left them."""
-    count = rng.randint(*config.steps)
+def _draw(config: ProblemConfig, count: int, rng: random.Random) -> Problem | None:
+    """A problem of `count` steps whose values stay within 0.._MOST; None if the draw left them."""
     value = first = rng.randint(2, config.largest)
     steps = []
     for _ in range(count):
