@@ -44,9 +44,9 @@ def main(argv: list[str]) -> None:
         console.print(run, highlight=False, soft_wrap=True)
         console.print(_table(list(own)))
     console.print(
-        "tokens: prompt and response; seconds: mean per attempt; estimated: attempts booked at\n"
-        "their worst case, because the cloud did not say what they took; over: those that took\n"
-        "more tokens than were reserved for them."
+        "tokens: prompt and response; seconds: mean per attempt;\n"
+        "estimated: attempts booked at their worst case, as the cloud did not say more;\n"
+        "over: attempts that took more tokens than were reserved for them."
     )
 
 

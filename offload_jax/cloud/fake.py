@@ -96,6 +96,8 @@ class FakeCloud:
                     return
         except (asyncio.IncompleteReadError, ConnectionError, ValueError):
             return
+        except asyncio.CancelledError:  # the server ends; asyncio would print a traceback
+            return
         finally:
             writer.close()
 

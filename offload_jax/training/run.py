@@ -1,6 +1,7 @@
 """The main job: data, supervised start, post-training, evaluation, table and plots."""
 
 import dataclasses
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -46,8 +47,12 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
         console.print(f"This run is finished: {workdir.path}. A new --workdir starts another.")
     else:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "cache"))
-        with jax.set_mesh(mesh), RunLog(workdir.path) as log:
-            _run(Job(experiment, workdir, log, mesh))
+        with (
+            jax.set_mesh(mesh),
+            RunLog(workdir.path) as log,
+            closing(Job(experiment, workdir, log, mesh)) as job,
+        ):
+            _run(job)
     report(experiment, workdir, console)
 
 
@@ -139,6 +144,10 @@ class Job:
         path.parent.mkdir(exist_ok=True)
         write_records(path, records)
         return records
+
+    def close(self) -> None:
+        """Ends the calls that are under way with the cloud: after Ctrl-C there may be some."""
+        self.cloud.close()
 
     def _check_prompts(self) -> None:
         """Raises ValueError if a prompt of any split does not fit config.sampling.prompt_tokens."""
