@@ -36,9 +36,9 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         faults = dict(_fault(text) for text in FAULTS_FLAG.value)
         reply = None if BACKEND.value is None else passed_on(BACKEND.value)
-        fake = FakeCloud(solve, faults, SECONDS.value, [MODEL.value], SEED.value, reply)
+        fake = FakeCloud(solve, faults, SECONDS.value, [MODEL.value], SEED.value, reply=reply)
         asyncio.run(_serve(fake))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

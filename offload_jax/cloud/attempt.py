@@ -87,12 +87,7 @@ class Endpoint:
 
         try:
             async with asyncio.timeout(seconds), sending as response:
-                body = bytearray()
-                async for piece in response.http_response.aiter_raw():  # as sent, not inflated
-                    body += piece
-                    if len(body) > _MOST_BYTES:
-                        raise AttemptError("garbage", f"more than {_MOST_BYTES} bytes", paid=True)
-                return bytes(body)
+                return await _whole(response.http_response)
         except AttemptError:
             raise
         except (TimeoutError, openai.APITimeoutError):
@@ -113,6 +108,18 @@ class Endpoint:
         if not 200 <= response.status_code < 300:
             body = await _beginning(response)
             raise _of_status(response.status_code, response.headers, body, self._secret)
+
+
+async def _whole(response: Any) -> bytes:
+    """A body as it was sent; AttemptError where it is too long, or compressed."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise AttemptError("garbage", "compressed, though asked not to", paid=True)
+    body = bytearray()
+    async for piece in response.aiter_raw():
+        body += piece
+        if len(body) > _MOST_BYTES:
+            raise AttemptError("garbage", f"more than {_MOST_BYTES} bytes", paid=True)
+    return bytes(body)
 
 
 async def _beginning(response: Any) -> bytes:

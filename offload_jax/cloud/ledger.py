@@ -45,6 +45,7 @@ class BudgetConfig:
     """The most that one run may spend; None: no limit.
 
     A call is an attempt: what is repeated counts again. Tokens are prompt and response together.
+    What an attempt took beyond its reservation may pass the limit; nothing is asked after it.
     """
 
     calls: int | None = None
