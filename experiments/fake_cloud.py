@@ -2,15 +2,17 @@
 
 `python -m experiments.fake_cloud --port=8008 --faults=500:0.1,stall:0.05 [--backend=URL]`
 
-It solves Countdown questions, or passes questions on to another endpoint (`--backend`), such as
-llama.cpp's server. Use it with `--config.cloud.base_url=http://127.0.0.1:8008/v1`.
+It solves Countdown questions, or passes requests on to another endpoint (`--backend`), such as
+llama.cpp's server, whose answers, usage and errors it gives back. Use it with
+`--config.cloud.base_url=http://127.0.0.1:8008/v1`.
 """
 
 import asyncio
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from absl import app, flags
 
@@ -23,9 +25,8 @@ FAULTS_FLAG = flags.DEFINE_list(
 )
 SECONDS = flags.DEFINE_float("seconds", 0.0, "Time that an answer takes.", 0.0)
 SEED = flags.DEFINE_integer("seed", 0, "Of the faults.")
-MODEL = flags.DEFINE_string("model", "fake", "What /models lists.")
+MODEL = flags.DEFINE_string("model", "fake", "What /models lists; a backend is asked by that name.")
 BACKEND = flags.DEFINE_string("backend", None, "An OpenAI-compatible base URL that answers.")
-BACKEND_MODEL = flags.DEFINE_string("backend_model", "default", "The model to ask there.")
 
 
 def main(argv: list[str]) -> None:
@@ -34,10 +35,10 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         faults = dict(_fault(text) for text in FAULTS_FLAG.value)
-        answer = solve if BACKEND.value is None else passed_on(BACKEND.value, BACKEND_MODEL.value)
-        fake = FakeCloud(answer, faults, SECONDS.value, [MODEL.value], SEED.value)
+        reply = None if BACKEND.value is None else passed_on(BACKEND.value)
+        fake = FakeCloud(solve, faults, SECONDS.value, [MODEL.value], SEED.value, reply=reply)
         asyncio.run(_serve(fake))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -71,21 +72,34 @@ def solve(question: str) -> str:
     return f"<answer> {solver.solve(tuple(numbers), int(found.group(2)))} </answer>"
 
 
-def passed_on(base_url: str, model: str) -> Callable:
-    """A function that asks another endpoint."""
+def passed_on(base_url: str) -> Callable[[dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]]:
+    """A function that passes a request's body on, and gives status and body of the response.
+
+    Whatever goes wrong there is an error of a server here: the backend's own status, else 502.
+    """
     import openai
 
     client = openai.AsyncOpenAI(
         base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=0
     )
 
-    async def ask(question: str) -> str:
-        said = await client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": question}], temperature=0.0
-        )
-        return said.choices[0].message.content or ""
+    async def reply(request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        try:
+            said = await client.post("/chat/completions", body=request, cast_to=object)
+            said["choices"][0]["message"]["content"]
+            return 200, said
+        except openai.APIStatusError as error:
+            return error.status_code, _error(error.message)
+        except openai.APIConnectionError:
+            return 502, _error("it does not answer")
+        except Exception as error:  # the client may fail at garbage in many ways
+            return 502, _error(f"its answer is none ({type(error).__name__})")
 
-    return ask
+    return reply
+
+
+def _error(said: str) -> dict[str, Any]:
+    return {"error": {"message": f"the backend: {said}"}}
 
 
 if __name__ == "__main__":

@@ -48,6 +48,9 @@ def main(argv: list[str]) -> None:
     except PreemptedError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

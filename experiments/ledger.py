@@ -21,6 +21,7 @@ _COLUMNS = {
     "tokens": "{:,}".format,
     "dollars": lambda x: "unknown" if x is None else f"{x:.4f}",
     "estimated": "{:,}".format,
+    "over": "{:,}".format,
     "seconds": "{:.2f}".format,
 }
 
@@ -43,8 +44,9 @@ def main(argv: list[str]) -> None:
         console.print(run, highlight=False, soft_wrap=True)
         console.print(_table(list(own)))
     console.print(
-        "tokens: prompt and response; seconds: mean per attempt; estimated: attempts booked at\n"
-        "their worst case, because the cloud did not say what they took."
+        "tokens: prompt and response; seconds: mean per attempt;\n"
+        "estimated: attempts booked at their worst case, as the cloud did not say more;\n"
+        "over: attempts that took more tokens than were reserved for them."
     )
 
 
@@ -60,7 +62,7 @@ def _table(rows: list[dict[str, Any]]) -> rich.table.Table:
     total = {name: sum(row[name] or 0 for row in rows) for name in ("attempts", "dollars")}
     tokens = sum(row["tokens"] + row["prompt_tokens"] for row in rows)
     table.add_row(
-        "", "all", f"{total['attempts']:,}", f"{tokens:,}", f"{total['dollars']:.4f}", "", ""
+        "", "all", f"{total['attempts']:,}", f"{tokens:,}", f"{total['dollars']:.4f}", "", "", ""
     )
     return table
 

@@ -81,6 +81,9 @@ class DeviceCloud:
             for p in prompts
         ]
 
+    def close(self) -> None:
+        """Nothing is ever under way."""
+
     def _decode(self, questions: Sequence[str], batch: int) -> None:
         began = time.perf_counter()
         filled = [*questions, *[questions[-1]] * (batch - len(questions))]

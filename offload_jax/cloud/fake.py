@@ -6,11 +6,14 @@ connections that are refused, stall, or break in the middle.
 
 import asyncio
 import dataclasses
+import functools
 import json
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 # What may go wrong with a request.
 FAULTS = (
@@ -21,15 +24,21 @@ FAULTS = (
     "garbage",  # 200 with a body that is not JSON
     "wrong_json",  # 200 with JSON of another shape
     "429",  # too many requests
-    "429_after",  # with Retry-After: 1
+    "429_after",  # with Retry-After
     "500",
+    "500_huge",  # with a body without end
+    "500_stall",  # with a body that does not come
     "401",
     "400",
     "empty",  # an answer of no text
     "surrogate",  # an answer that is no text in UTF-8
     "no_usage",  # an answer that does not say what it took
     "lying_usage",  # an answer that says it took the impossible
+    "over_usage",  # an answer that says it took 5,000 tokens
     "huge",  # a body without end
+    "headers",  # headers without end
+    "bomb",  # a small body that inflates to 64 MiB
+    "redirect",  # to another address
 )
 
 
@@ -38,11 +47,13 @@ class FakeCloud:
     """Settings and memory of the endpoint.
 
     Attributes:
-        answer: from the question to the text; may be a coroutine function.
+        answer: from the question to the text.
         faults: per fault its share of the requests.
         seconds: before a good answer.
-        models: what /models lists; None: it is not there (404).
+        models: what /models lists, or the whole body, or the status of its refusal.
         seed: of the faults.
+        reply: in place of `answer`, from a request's body to status and body of its response.
+        retry_after: what 429_after says.
         script: faults (or None) of the first requests, in order, before shares apply.
         requests: questions, in the order in which they came.
         most_at_once: largest number of requests under way at once.
@@ -51,8 +62,10 @@ class FakeCloud:
     answer: Callable[[str], str]
     faults: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
-    models: list[str] | None = None
+    models: list[str] | bytes | int = 404
     seed: int = 0
+    reply: Callable[[dict[str, Any]], Awaitable[tuple[int, dict[str, Any]]]] | None = None
+    retry_after: str = "1"
     script: list[str | None] = dataclasses.field(default_factory=list)
     requests: list[str] = dataclasses.field(default_factory=list)
     most_at_once: int = 0
@@ -83,6 +96,8 @@ class FakeCloud:
                     return
         except (asyncio.IncompleteReadError, ConnectionError, ValueError):
             return
+        except asyncio.CancelledError:  # the server ends; asyncio would print a traceback
+            return
         finally:
             writer.close()
 
@@ -91,19 +106,25 @@ class FakeCloud:
     ) -> bool:
         """Whether the connection goes on."""
         if path.endswith("/models"):
-            if self.models is None:
-                return await _send(writer, 404, {"error": {"message": "no such page"}})
-            data = [{"id": m, "object": "model", "created": 0, "owned_by": ""} for m in self.models]
-            return await _send(writer, 200, {"object": "list", "data": data})
+            return await self._list(writer)
         request = json.loads(body)
         question = request["messages"][-1]["content"]
         self.requests.append(question)
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)
         try:
-            return await self._chat(self._fault(), question, request, key, writer)
+            return await self._chat(self._fault(), request, key, writer)
         finally:
             self._now -= 1
+
+    async def _list(self, writer: asyncio.StreamWriter) -> bool:
+        if isinstance(self.models, int):
+            extra = "Location: http://127.0.0.1:9/v1\r\n" if self.models < 400 else ""
+            return await _send(writer, self.models, {"error": {"message": "no list"}}, extra)
+        if isinstance(self.models, bytes):
+            return await _send(writer, 200, self.models)
+        data = [{"id": m, "object": "model", "created": 0, "owned_by": ""} for m in self.models]
+        return await _send(writer, 200, {"object": "list", "data": data})
 
     def _fault(self) -> str | None:
         if self.script:
@@ -115,13 +136,13 @@ class FakeCloud:
                 return name
         return None
 
-    async def _chat(self, fault, question, request, key, writer) -> bool:
+    async def _chat(self, fault, request, key, writer) -> bool:
         if fault == "refuse":
             return False
         if fault == "stall":
             await asyncio.sleep(3600)
         if fault in ("429", "429_after"):
-            extra = "Retry-After: 1\r\n" if fault == "429_after" else ""
+            extra = f"Retry-After: {self.retry_after}\r\n" if fault == "429_after" else ""
             return await _send(writer, 429, {"error": {"message": "slow down"}}, extra)
         if fault in ("500", "401", "400"):
             # Some servers quote the request's headers in their errors.
@@ -134,37 +155,32 @@ class FakeCloud:
             return await _send(writer, 200, b"<html>" + bytes(range(256)))
         if fault == "wrong_json":
             return await _send(writer, 200, {"choices": "none", "usage": [1]})
-        if fault == "huge":
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+        if fault in ("500_huge", "500_stall", "huge", "headers"):
+            status = b"500" if fault.startswith("500") else b"200"
+            writer.write(b"HTTP/1.1 " + status + b" X\r\nContent-Type: application/json\r\n")
+            writer.write(b"" if fault == "headers" else b"\r\n")
+            await writer.drain()
+            if fault == "500_stall":
+                await asyncio.sleep(3600)
             while True:
-                writer.write(b" " * 65_536)
+                writer.write(b"X-More: and more\r\n" * 4_096)
                 await writer.drain()
+        if fault == "bomb":
+            return await _send(writer, 200, _bomb(), "Content-Encoding: gzip\r\n")
+        if fault == "redirect":
+            return await _send(writer, 307, b"", "Location: http://127.0.0.1:9/v1\r\n")
         await asyncio.sleep(self.seconds)
-        text = "" if fault == "empty" else self.answer(question)
-        if asyncio.iscoroutine(text):
-            text = await text
-        said = {
-            "id": "fake",
-            "object": "chat.completion",
-            "created": 0,
-            "model": request["model"],
-            "choices": [
-                {
-                    "index": 0,
-                    "finish_reason": "stop",
-                    "message": {"role": "assistant", "content": text},
-                }
-            ],
-            "usage": {
-                "prompt_tokens": len(question.split()),
-                "completion_tokens": len(text.split()),
-                "total_tokens": len(question.split()) + len(text.split()),
-            },
-        }
+        status, said = await (self.reply or self._answered)(request)
+        if status != 200:
+            return await _send(writer, status, said)
+        if fault == "empty":
+            said["choices"][0]["message"]["content"] = ""
         if fault == "no_usage":
-            del said["usage"]
+            said.pop("usage", None)
         if fault == "lying_usage":
             said["usage"] = {"prompt_tokens": -5, "completion_tokens": 10**15}
+        if fault == "over_usage":
+            said["usage"] = {"prompt_tokens": 7, "completion_tokens": 5_000}
         data = json.dumps(said).encode()
         if fault in ("stall_body", "cut"):
             half = data[: len(data) // 2]
@@ -174,6 +190,25 @@ class FakeCloud:
                 await asyncio.sleep(3600)
             return False
         return await _send(writer, 200, data)
+
+    async def _answered(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """A good response; its tokens are words."""
+        question = request["messages"][-1]["content"]
+        text = self.answer(question)
+        message = {"role": "assistant", "content": text}
+        asked, said = len(question.split()), len(text.split())
+        return 200, {
+            "id": "fake",
+            "object": "chat.completion",
+            "created": 0,
+            "model": request["model"],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {
+                "prompt_tokens": asked,
+                "completion_tokens": said,
+                "total_tokens": asked + said,
+            },
+        }
 
 
 @contextmanager
@@ -199,6 +234,13 @@ async def _ended(server: asyncio.Server) -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+
+
+@functools.cache
+def _bomb() -> bytes:
+    """64 MiB of spaces, compressed to 64 KiB."""
+    packer = zlib.compressobj(9, wbits=31)
+    return b"".join(packer.compress(b" " * 2**20) for _ in range(64)) + packer.flush()
 
 
 def _head(status: int, length: int, extra: str) -> bytes:

@@ -14,7 +14,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class BudgetConfig:
     """The most that one run may spend; None: no limit.
 
     A call is an attempt: what is repeated counts again. Tokens are prompt and response together.
+    What an attempt took beyond its reservation may pass the limit; nothing is asked after it.
     """
 
     calls: int | None = None
@@ -100,6 +101,7 @@ class Usage:
 
 
 NOTHING = Usage(0, 0, 0.0)
+OVER = "more tokens than were reserved"  # the detail of an attempt that took them
 
 
 def question_key(question: Mapping[str, Any]) -> str:
@@ -141,12 +143,7 @@ class Ledger:
 
     def cached(self, key: str) -> dict[str, Any] | None:
         """The answer to a question, with what it took; None if there is none."""
-        cursor = self._db.execute(
-            "SELECT text, prompt_tokens, tokens, cost, seconds FROM answers WHERE key = ?", (key,)
-        )
-        row = cursor.fetchone()
-        names = ("text", "prompt_tokens", "tokens", "cost", "seconds")
-        return None if row is None else dict(zip(names, row, strict=True))
+        return cached_answer(self._db, key)
 
     # --- budget ---
 
@@ -195,17 +192,20 @@ class Ledger:
             key: of the question, reserved by this process.
             outcome: "ok" or a failure.
             detail: more of it, shown by the account; never a secret.
-            usage: what was spent.
+            usage: what was spent; more than was reserved is booked, and may pass the budget.
             text: the answer.
         """
         now = time.time()
         with self._transaction() as db:
             own = (key, self._owner)
             row = db.execute(
-                "SELECT model, at, price FROM reservations WHERE key = ? AND owner = ?", own
-            ).fetchone()
-            model, began, price = row or (None, now, None)
+                "SELECT model, at, price, prompt_tokens, tokens FROM reservations"
+                " WHERE key = ? AND owner = ?", own
+            ).fetchone()  # fmt: skip
+            model, began, price, *reserved = row or (None, now, None)
             if row is not None:  # else another process took us for dead and has booked it as lost
+                if usage.prompt_tokens > reserved[0] or usage.tokens > reserved[1]:
+                    detail = OVER
                 db.execute("DELETE FROM reservations WHERE key = ? AND owner = ?", own)
                 self._book(
                     db, self.run, key, model, began, now - began, outcome, detail, usage, price
@@ -282,18 +282,42 @@ def account(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file is missing or is no ledger.
     """
-    path = Path(path)
-    require(path.is_file(), f"{path} is missing.")
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+        with closing(open_read_only(path)) as db:
             cursor = db.execute(
                 "SELECT run, model, outcome, COUNT(*) AS attempts, SUM(prompt_tokens) AS"
                 " prompt_tokens, SUM(tokens) AS tokens, SUM(COALESCE(reasoning_tokens, 0)) AS"
                 " reasoning_tokens, SUM(cost) AS dollars, SUM(cost IS NULL) AS unpriced,"
-                " SUM(estimated) AS estimated, AVG(seconds) AS seconds, MAX(price) AS price"
-                " FROM attempts GROUP BY run, model, outcome ORDER BY MIN(id)"
+                " SUM(estimated) AS estimated, SUM(COALESCE(detail, '') = ?) AS over,"
+                " AVG(seconds) AS seconds, MAX(price) AS price"
+                " FROM attempts GROUP BY run, model, outcome ORDER BY MIN(id)",
+                (OVER,),
             )
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor]
     except sqlite3.Error as error:
         raise ValueError(f"{path} cannot be read as a ledger: {error}.") from None
+
+
+def open_read_only(path: str | Path) -> sqlite3.Connection:
+    """A ledger file to look into; it is not changed, nor is anything put beside it.
+
+    The exception: a file that a process has open, or that one which died left behind, has its
+    newest rows in a file beside it, which SQLite then has to share.
+
+    Raises:
+        ValueError: the file is missing.
+    """
+    path = Path(path)
+    require(path.is_file(), f"{path} is missing.")
+    # By itself read-only SQLite would make the files beside it even to read what is complete.
+    complete = not path.with_name(path.name + "-wal").exists()
+    mode = "immutable=1" if complete else "mode=ro"
+    return sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True)
+
+
+def cached_answer(db: sqlite3.Connection, key: str) -> dict[str, Any] | None:
+    """The answer to a question in a ledger, with what it took; None if there is none."""
+    names = ("text", "prompt_tokens", "tokens", "cost", "seconds")
+    row = db.execute(f"SELECT {', '.join(names)} FROM answers WHERE key = ?", (key,)).fetchone()
+    return None if row is None else dict(zip(names, row, strict=True))

@@ -14,15 +14,16 @@ import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
+from offload_jax.cloud.attempt import AttemptError, Endpoint, printable
 from offload_jax.cloud.breaker import Breaker
 from offload_jax.cloud.ledger import NOTHING, BudgetConfig, Ledger, Usage, question_key
 from offload_jax.cloud.prices import PriceConfig, Prices
-from offload_jax.cloud.protocol import BUDGET, DENIED, Answer
+from offload_jax.cloud.protocol import BUDGET, DENIED, REDIRECTED, Answer, CloudError
 from offload_jax.cloud.request import chat_request
 from offload_jax.settings import require
 from offload_jax.tasks.task import Prompt
 
-_MOST_BYTES = 8 * 2**20  # of one response's body
+_MOST_TOKENS = 2**20  # that an endpoint is believed of a prompt, or of a response
 _OVERHEAD = 64  # tokens that a chat template may add to a prompt
 _LEASE = 120.0  # seconds beyond an attempt's limit until its reservation counts as abandoned
 _POLL = 0.05  # seconds between looks at a question that another process is asking
@@ -98,7 +99,6 @@ class OpenAICloud:
             ValueError: the key is missing, there is a budget in dollars but no known price, the
                 endpoint cannot be reached or does not know the model.
         """
-        openai = _packages()
         key = os.environ.get(config.key_variable)
         require(
             bool(key),
@@ -112,12 +112,9 @@ class OpenAICloud:
             f"config.cloud.budget.dollars is {ledger.budget.dollars}, but the price of"
             f" {config.model!r} is not known: give config.cloud.prices.",
         )
-        self._secret = key
         self._breaker = Breaker(config.breaker_failures, config.breaker_seconds)
         self._loop = _Loop()
-        # Retries are ours alone: the client's own would not be booked.
-        self._client = self._loop.run(_made(openai, key, config))
-        self._slots = self._loop.run(_slots(config.concurrency))
+        self._endpoint, self._slots = self._loop.run(_in_loop(config, key))
         if config.check:
             self._loop.run(self._check())
 
@@ -137,9 +134,11 @@ class OpenAICloud:
         return self._loop.submit(self.ask(question))
 
     def close(self) -> None:
-        """Ends the connections and the loop."""
-        self._loop.run(self._client.close())
-        self._loop.stop()
+        """Ends the calls under way, booked at their worst, then the connections and the loop.
+
+        Whoever waits for such a call gets concurrent.futures.CancelledError.
+        """
+        self._loop.close(self._endpoint.close())
         self.ledger.close()
 
     # --- one question ---
@@ -163,25 +162,31 @@ class OpenAICloud:
     async def _chain(self, key: str, request: dict[str, Any], began: float) -> Answer:
         import tenacity
 
+        def left() -> float:
+            return self.config.deadline - (time.monotonic() - began)
+
         def wait(state: tenacity.RetryCallState) -> float:
-            error = state.outcome.exception()
-            jittered = tenacity.wait_random_exponential(self.config.wait, max=30.0)(state)
-            return max(jittered, getattr(error, "after", None) or 0.0)
+            jitter = tenacity.wait_random_exponential(self.config.wait, max=30.0)(state)
+            after = state.outcome.exception().after
+            if after is None:
+                return jitter
+            # Added, so that many who were told the same do not come back at once; not so much that
+            # it alone would take the wait beyond the deadline.
+            return after + min(jitter, max(0.0, left() - after) / 2)
 
         def stop(state: tenacity.RetryCallState) -> bool:
             # What would begin after the deadline need not be waited for.
-            left = self.config.deadline - (time.monotonic() - began)
-            return state.attempt_number >= self.config.attempts or state.upcoming_sleep >= left
+            return state.attempt_number >= self.config.attempts or state.upcoming_sleep >= left()
 
         retrying = tenacity.AsyncRetrying(
             wait=wait,
             stop=stop,
-            retry=tenacity.retry_if_exception(lambda e: isinstance(e, _AttemptError) and e.repeat),
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, AttemptError) and e.repeat),
             reraise=True,
         )
         try:
             return await retrying(self._turn, key, request, began)
-        except _AttemptError as failed:
+        except AttemptError as failed:
             return Answer(None, failed.name, cost=self.ledger.cost_of(key))
 
     async def _turn(self, key: str, request: dict[str, Any], began: float) -> Answer:
@@ -191,7 +196,7 @@ class OpenAICloud:
             left = self.config.deadline - (time.monotonic() - began)
             limit = min(self.config.attempt_timeout, left)
             if not self._breaker.allows():
-                raise _AttemptError("circuit open")
+                raise AttemptError("circuit open")
             try:
                 state = self.ledger.reserve(
                     key, self.config.model, worst, self.prices.source, limit + _LEASE
@@ -200,69 +205,39 @@ class OpenAICloud:
                 self._breaker.dropped()
                 raise
             if state == "reserved":
-                await self._reserved(key, request, worst, limit)
+                await self._reserved(key, request, worst, limit, began)
                 return Answer(**self.ledger.cached(key))
             self._breaker.dropped()
             if state == "answered":
                 return Answer(**self.ledger.cached(key), cached=True)
             if state == "spent":
-                raise _AttemptError(BUDGET)
+                raise AttemptError(BUDGET)
             await asyncio.sleep(_POLL)
 
-    async def _reserved(self, key, request, worst: Usage, limit: float) -> None:
+    async def _reserved(self, key, request, worst: Usage, limit: float, began: float) -> None:
         """An attempt whose worst case is reserved: it is settled on every way out."""
         outcome, detail, usage, text = "lost", None, _estimated(worst), None
         try:
-            text, usage = await self._attempt(request, worst, limit)
+            text, usage = self._read(await self._endpoint.chat(request, limit), worst)
             outcome = "ok"
             self._breaker.succeeded()
-        except _AttemptError as failed:
+        except AttemptError as failed:
             outcome, detail = failed.name, failed.detail
             usage = _estimated(worst) if failed.paid else failed.usage or NOTHING
             (self._breaker.failed if failed.cloud else self._breaker.succeeded)()
             raise
-        except asyncio.CancelledError:  # the deadline, or who asked is gone
-            outcome = "timeout"
-            self._breaker.failed()
+        except asyncio.CancelledError:
+            if time.monotonic() - began < self.config.deadline - 0.01:
+                self._breaker.dropped()  # whoever asked is gone: "lost"
+            else:
+                outcome = "timeout"
+                self._breaker.failed()
             raise
         except BaseException:  # a fault of ours tells nothing about the cloud
             self._breaker.dropped()
             raise
         finally:
-            self.ledger.settle(key, outcome, detail and _storable(detail), usage, text)
-
-    async def _attempt(self, request, worst: Usage, limit: float) -> tuple[str, Usage]:
-        import openai
-
-        try:
-            async with asyncio.timeout(limit):
-                body = await self._body(request)
-        except TimeoutError:
-            raise _AttemptError("timeout", repeat=True, cloud=True, paid=True) from None
-        except _AttemptError:
-            raise
-        except openai.APIStatusError as error:
-            raise _of_status(error, self._secret) from None
-        except openai.APITimeoutError:
-            raise _AttemptError("timeout", repeat=True, cloud=True, paid=True) from None
-        except openai.APIConnectionError as error:
-            raise _of_connection(error) from None
-        except Exception as error:
-            # The client reads bodies with httpx or httpx2, whichever its version is built on.
-            if not type(error).__module__.startswith(("httpx", "httpcore")):
-                raise
-            raise _AttemptError("cut", repeat=True, cloud=True, paid=True) from None
-        return self._read(body, worst)
-
-    async def _body(self, request: dict[str, Any]) -> bytes:
-        create = self._client.chat.completions.with_streaming_response.create
-        async with create(**request) as response:
-            body = bytearray()
-            async for piece in response.iter_bytes():
-                body += piece
-                if len(body) > _MOST_BYTES:
-                    raise _AttemptError("garbage", f"more than {_MOST_BYTES} bytes", paid=True)
-            return bytes(body)
+            self.ledger.settle(key, outcome, detail, usage, text)
 
     def _read(self, body: bytes, worst: Usage) -> tuple[str, Usage]:
         """Text and usage of a response; nothing in it is trusted."""
@@ -271,23 +246,25 @@ class OpenAICloud:
             choice = said["choices"][0]
             text, ended = choice["message"].get("content"), choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            raise _AttemptError("garbage", repeat=True, cloud=True, paid=True) from None
+            raise AttemptError("garbage", repeat=True, cloud=True, paid=True) from None
         usage = self._usage(said.get("usage"), worst)
         if not isinstance(text, str) or not text.strip():
             # All tokens went into reasoning: it would be so again.
-            raise _AttemptError("empty", repeat=ended != "length", usage=usage)
+            raise AttemptError("empty", repeat=ended != "length", usage=usage)
         return _storable(text), usage
 
     def _usage(self, said: Any, worst: Usage) -> Usage:
-        """What the cloud says it took; the worst case where it says nothing, or the impossible."""
-        counts = said if isinstance(said, Mapping) else {}
-        prompt_tokens, tokens = _count(counts, "prompt_tokens"), _count(counts, "completion_tokens")
+        """What the cloud says it took; the worst case where it says nothing, or the absurd.
+
+        More than the worst case is believed as far as a model can do it: not every endpoint counts
+        hidden reasoning against max_tokens, or its own system prompt among ours.
+        """
+        prompt_tokens = _count(said, "prompt_tokens", worst.prompt_tokens)
+        tokens = _count(said, "completion_tokens", worst.tokens)
         if prompt_tokens is None or tokens is None:
             return _estimated(worst)
-        if prompt_tokens > worst.prompt_tokens or tokens > worst.tokens:
-            return _estimated(worst)
-        cached = _count(counts.get("prompt_tokens_details"), "cached_tokens")
-        reasoning = _count(counts.get("completion_tokens_details"), "reasoning_tokens")
+        cached = _count(_inner(said, "prompt_tokens_details"), "cached_tokens")
+        reasoning = _count(_inner(said, "completion_tokens_details"), "reasoning_tokens")
         if cached is not None and cached > prompt_tokens:
             cached = None
         cost = self.prices.dollars(prompt_tokens, tokens, cached or 0)
@@ -303,73 +280,33 @@ class OpenAICloud:
 
     async def _check(self) -> None:
         """Raises ValueError unless the endpoint answers and lists the model."""
-        import openai
-
-        url = self.config.base_url
+        the_cloud = f"The cloud at {self.config.base_url}"
         try:
-            async with asyncio.timeout(min(self.config.attempt_timeout, 20.0)):
-                models = [model.id async for model in self._client.models.list()]
-        except openai.APIStatusError as error:
-            if error.status_code in (401, 403):
-                raise ValueError(
-                    f"The cloud at {url} refuses the key in {self.config.key_variable}"
-                    f" ({error.status_code})."
-                ) from None
+            body = await self._endpoint.models(min(self.config.attempt_timeout, 20.0))
+            models = [model["id"] for model in json.loads(body)["data"]]
+        except AttemptError as error:
+            require(
+                error.name not in ("unreachable", "timeout", "cut"),
+                f"{the_cloud} (config.cloud.base_url) does not answer.",
+            )
+            require(
+                error.name != DENIED,
+                f"{the_cloud} denies access with the key in {self.config.key_variable}:"
+                f" {error.detail}.",
+            )
+            require(
+                error.name != REDIRECTED,
+                f"{the_cloud} redirects ({error.detail}): give config.cloud.base_url the address"
+                " that answers itself.",
+            )
             return  # not every endpoint lists its models
-        except (openai.APIConnectionError, TimeoutError):
-            raise ValueError(
-                f"The cloud at {url} (config.cloud.base_url) does not answer."
-            ) from None
-        except Exception:  # a list that is none: the endpoint is there, that is all we know
-            return
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return  # a list that is none: the endpoint is there, that is all we know
+        known = ", ".join(printable(str(model), 80) for model in models[:8])
         require(
             not models or self.config.model in models,
-            f"The cloud at {url} has no model {self.config.model!r} (config.cloud.model); it has"
-            f" {', '.join(models[:8])}.",
+            f"{the_cloud} has no model {self.config.model!r} (config.cloud.model); it has {known}.",
         )
-
-
-class _AttemptError(Exception):
-    """An attempt that failed.
-
-    Attributes:
-        name: which failure, one of `protocol.FAILURES`.
-        detail: more of it, for the account.
-        repeat: another attempt may succeed.
-        cloud: it speaks against the cloud as a whole, and counts for the breaker.
-        paid: the cloud may have done the work.
-        after: seconds that the cloud wants us to wait.
-        usage: what it took, where that is known.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        detail: str | None = None,
-        *,
-        repeat: bool = False,
-        cloud: bool = False,
-        paid: bool = False,
-        after: float | None = None,
-        usage: Usage | None = None,
-    ):
-        super().__init__(name)
-        self.name, self.detail, self.repeat, self.cloud = name, detail, repeat, cloud
-        self.paid, self.after, self.usage = paid, after, usage
-
-
-def _of_status(error: Any, secret: str) -> _AttemptError:
-    status = error.status_code
-    # What the server says may quote the request, and so the key.
-    detail = f"{status} {error.message}".replace(secret, "***")[:200]
-    if status == 429:
-        return _AttemptError("rate limit", detail, repeat=True, after=_retry_after(error.response))
-    if status >= 500:
-        after = _retry_after(error.response)
-        return _AttemptError("server error", detail, repeat=True, cloud=True, after=after)
-    if status in (401, 402, 403):
-        return _AttemptError(DENIED, detail)
-    return _AttemptError("refused", detail, repeat=status in (408, 409, 425))
 
 
 def _storable(text: str) -> str:
@@ -377,55 +314,25 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _packages() -> Any:
-    """The client's package; ValueError where one that is needed is missing."""
-    try:
-        import openai
-        import tenacity  # noqa: F401
-
-        return openai
-    except ImportError as error:
-        raise ValueError(
-            f"config.cloud.kind = 'openai' needs the package {error.name}: pip install"
-            " 'offload_jax[cloud]'."
-        ) from None
-
-
-def _of_connection(error: Any) -> _AttemptError:
-    """Whether the request can have reached the cloud decides whether it may have to be paid."""
-    if type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout"):
-        return _AttemptError("unreachable", repeat=True, cloud=True)
-    return _AttemptError("cut", repeat=True, cloud=True, paid=True)
-
-
-def _retry_after(response: Any) -> float | None:
-    try:
-        seconds = float(response.headers.get("retry-after", ""))
-    except ValueError:
-        return None  # a date, or nonsense: our own waiting will do
-    return seconds if 0 <= seconds < float("inf") else None
-
-
 def _estimated(worst: Usage) -> Usage:
     return dataclasses.replace(worst, estimated=True)
 
 
-def _count(values: Any, name: str) -> int | None:
-    value = values.get(name) if isinstance(values, Mapping) else None
-    return value if type(value) is int and 0 <= value < 2**53 else None
+def _inner(values: Any, name: str) -> Any:
+    return values.get(name) if isinstance(values, Mapping) else None
 
 
-async def _made(openai: Any, key: str, config: OpenAIConfig) -> Any:
-    return openai.AsyncOpenAI(
-        api_key=key,
-        base_url=config.base_url,
-        max_retries=0,
-        timeout=config.attempt_timeout,
-    )
+def _count(values: Any, name: str, possible: int = 0) -> int | None:
+    """A number of tokens that was reported; None where there is none, or an absurd one."""
+    value = _inner(values, name)
+    most = max(possible, _MOST_TOKENS)
+    return value if type(value) is int and 0 <= value <= most else None
 
 
-async def _slots(concurrency: int) -> asyncio.Semaphore:
-    return asyncio.Semaphore(concurrency)
+async def _in_loop(config: OpenAIConfig, key: str) -> tuple[Endpoint, asyncio.Semaphore]:
+    """What belongs to the event loop."""
+    endpoint = Endpoint(config.base_url, key, config.attempt_timeout)
+    return endpoint, asyncio.Semaphore(config.concurrency)
 
 
 class _Loop:
@@ -435,9 +342,16 @@ class _Loop:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="cloud")
         self._thread.start()
+        self._lock = threading.Lock()  # nothing is submitted once it is being closed
+        self._closing = False
 
     def submit(self, work: Coroutine) -> concurrent.futures.Future:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Raises CloudError once the loop is being closed: nothing would run it any more."""
+        with self._lock:
+            if self._closing:
+                work.close()
+                raise CloudError("The cloud was asked after the run had ended.")
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine) -> Any:
         future = self.submit(work)
@@ -447,6 +361,18 @@ class _Loop:
             future.cancel()  # Ctrl-C must not leave attempts running
             raise
 
-    def stop(self) -> None:
+    def close(self, last: Coroutine) -> None:
+        """Cancels what is under way, waits until it has tidied up, and does one last thing."""
+        with self._lock:
+            self._closing = True
+        asyncio.run_coroutine_threadsafe(_cancelled(last), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
+
+
+async def _cancelled(last: Coroutine) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await last

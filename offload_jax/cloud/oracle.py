@@ -47,6 +47,9 @@ class Oracle:
             Answer(f"{ANSWER_OPEN} {self._expression(prompt)} {ANSWER_CLOSE}") for prompt in prompts
         ]
 
+    def close(self) -> None:
+        """Nothing is ever under way."""
+
     def _expression(self, prompt: Prompt) -> str:
         # A string seed is hashed by random.Random, so that neighbouring ids are unrelated.
         rng = random.Random(f"oracle/{self._seed}/{prompt.id}")

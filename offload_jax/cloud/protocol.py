@@ -31,7 +31,7 @@ class Answer:
     cached: bool = False
 
 
-BUDGET, DENIED = "budget spent", "denied"
+BUDGET, DENIED, REDIRECTED = "budget spent", "denied", "redirected"
 # The first two last: a training run does not go on with them.
 FAILURES = {
     BUDGET: "the run's limit on calls, tokens or dollars left no room for this call",
@@ -41,6 +41,7 @@ FAILURES = {
     "cut": "the connection ended within the answer",
     "rate limit": "429, longer than the deadline allows to wait",
     "server error": "a status of 500 or above",
+    REDIRECTED: "a status of 3xx: a question goes nowhere but to the configured address",
     "refused": "a status that no repetition mends, such as 400, 404, 422",
     "garbage": "the answer was not what the protocol says, or too large",
     "empty": "the answer was empty",
@@ -61,3 +62,6 @@ class Cloud(Protocol):
 
         Never raises for what the cloud does: a failure is an answer without text.
         """
+
+    def close(self) -> None:
+        """Ends what is under way, promptly; nothing can be asked afterwards."""

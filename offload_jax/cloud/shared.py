@@ -22,3 +22,8 @@ class SharedCloud:
         """One answer per prompt, the same on every process."""
         answers = tell(lambda: [dataclasses.asdict(a) for a in self._cloud.answer(prompts)])
         return [Answer(**answer) for answer in answers]
+
+    def close(self) -> None:
+        """Ends the calls that are under way, where there are any."""
+        if self._cloud is not None:
+            self._cloud.close()

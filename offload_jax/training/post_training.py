@@ -130,14 +130,16 @@ def init_post_training(experiment: Experiment, params: Params, mesh: Mesh) -> Tr
 
 def batch_metrics(rollout: Rollout, judgement: Judgement, learnt: Learnt) -> Metrics:
     """What one training batch looked like; host arrays in, means over all responses out."""
-    calls = judgement.called.sum()
     asked = [answer for answer in judgement.answers if answer is not None]
-    cloud_right = (judgement.called & judgement.cloud_correct[:, None]).sum()
+    answered = [answer is not None and answer.failure is None for answer in judgement.answers]
+    answered_calls = judgement.called & np.array(answered)[:, None]
+    cloud_right = (answered_calls & judgement.cloud_correct[:, None]).sum()
+    calls = answered_calls.sum()
     return {
         "reward": learnt.rewards.mean(),
         "accuracy": judgement.device_correct.mean(),
         "call_ratio": judgement.called.mean(),
-        "cloud_accuracy": cloud_right / calls if calls else None,  # of the calling responses
+        "cloud_accuracy": cloud_right / calls if calls else None,  # of answered calls
         "cloud/asked": len(asked),
         "cloud/failed": sum(answer.failure is not None for answer in asked),
         "cloud/cached": sum(answer.cached for answer in asked),
@@ -201,7 +203,8 @@ def sample_and_judge(
     size = len(prompts) // parts
     pieces = [prompts[first : first + size] for first in range(0, len(prompts), size)]
     batches, rollouts, judging = [], [], []
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         for piece in pieces:
             batch, rollout = sampler(params, piece, key)
             texts = decode_responses(sampler.tokenizer, fetch(rollout))
@@ -211,6 +214,9 @@ def sample_and_judge(
         began = time.perf_counter()
         judgements = [future.result() for future in judging]
         waited = time.perf_counter() - began
+    finally:
+        # Ctrl-C does not wait for the calls under way; whoever owns the cloud ends them.
+        pool.shutdown(wait=False, cancel_futures=True)
     answers = tuple(answer for judgement in judgements for answer in judgement.answers)
     judgement = _joined([judgement.for_device() for judgement in judgements], np.concatenate)
     return (

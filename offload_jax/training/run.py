@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -52,8 +53,12 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
         console.print(f"This run is finished: {workdir.path}. A new --workdir starts another.")
     else:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "cache"))
-        with jax.set_mesh(mesh), open_log(workdir.path) as log:
-            _run(Job(experiment, workdir, log, mesh))
+        with (
+            jax.set_mesh(mesh),
+            open_log(workdir.path) as log,
+            closing(Job(experiment, workdir, log, mesh)) as job,
+        ):
+            _run(job)
     if is_main():
         report(experiment, workdir, console)
 
@@ -156,6 +161,10 @@ class Job:
             path.parent.mkdir(exist_ok=True)
             write_records(path, records)
         return records
+
+    def close(self) -> None:
+        """Ends the calls that are under way with the cloud: after Ctrl-C there may be some."""
+        self.cloud.close()
 
     def _check_prompts(self) -> None:
         """Raises ValueError if a prompt of any split does not fit config.sampling.prompt_tokens."""

@@ -9,6 +9,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -287,8 +288,11 @@ def compute(study: Study, path: str | Path, console: rich.console.Console) -> No
     for seed in study.seeds:
         began = time.perf_counter()
         workdir = open_workdir(path / f"seed{seed}", _seeded(base, seed))
-        with jax.set_mesh(mesh), RunLog(workdir.path) as log:
-            job = Job(_seeded(base, seed), workdir, log, mesh)
+        with (
+            jax.set_mesh(mesh),
+            RunLog(workdir.path) as log,
+            closing(Job(_seeded(base, seed), workdir, log, mesh)) as job,
+        ):
             claim_policies(path, study)  # not before everything has been checked
             _compute_seed(study, job, console)
         minutes = (time.perf_counter() - began) / 60

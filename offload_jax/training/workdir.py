@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from offload_jax.training.experiment import Experiment
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets",
             "tokenizers", "ml-collections", "numpy")  # fmt: skip
+# What some experiments use: the extras of setup.py.
+OPTIONAL = ("gguf", "jinja2", "openai", "tenacity", "genai-prices", "torch", "transformers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +122,20 @@ def environment() -> dict[str, Any]:
         "git_revision": _git("rev-parse", "HEAD"),
         "git_changes": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": _versions(),
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "cpu_cores": os.cpu_count(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that an experiment may use; of the optional ones, those installed."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in OPTIONAL:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _git(*arguments: str) -> str | None:

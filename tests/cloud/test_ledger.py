@@ -139,6 +139,34 @@ def test_a_replay_answers_from_the_cache_and_names_what_is_missing(tmp_path):
         Replay(ReplayConfig("replay", "m", "nowhere"))
 
 
+def test_a_replay_and_the_account_leave_the_file_and_its_folder_as_they_are(tmp_path):
+    path = tmp_path / "a folder? #1" / "l.sqlite"
+    ledger, other = (Ledger(path, run) for run in ("run", "other"))
+    config = ReplayConfig("replay", "m", str(path))
+    for i in range(2):
+        key = question_key(chat_request(config, f"q{i}"))
+        reserve(ledger, key, Usage(5, 9, 0.1))
+        ledger.settle(key, "ok", None, Usage(5, 7, 0.05), "text")
+        replay = Replay(config)
+        assert replay.answer([Prompt(i, f"q{i}", {})])[0].text == "text"  # with its writer at work
+    ledger.close()
+    other.close()
+    before = path.read_bytes()
+    assert Replay(config).answer([Prompt(1, "q1", {})])[0].text == "text"
+    assert account(path)[0]["attempts"] == 2
+    assert [file.name for file in path.parent.iterdir()] == ["l.sqlite"]
+    assert path.read_bytes() == before
+
+
+def test_more_than_was_reserved_is_booked_and_nothing_is_reserved_after_it(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite", "run", BudgetConfig(tokens=100))
+    assert reserve(ledger, "a", Usage(10, 20, 0.1)) == "reserved"
+    ledger.settle("a", "ok", None, Usage(10, 500, 0.9), "text")
+    assert ledger.spent().tokens == 510 and ledger.spent().dollars == 0.9
+    assert reserve(ledger, "b", Usage(0, 0, 0.0)) == "spent"
+    assert [row["over"] for row in account(ledger.path)] == [1]
+
+
 def test_a_file_that_is_no_ledger_is_named(tmp_path):
     path = tmp_path / "l.sqlite"
     path.write_bytes(b"no database" * 100)
@@ -146,6 +174,8 @@ def test_a_file_that_is_no_ledger_is_named(tmp_path):
         Ledger(path, "run")
     with pytest.raises(ValueError, match=r"l\.sqlite cannot be read as a ledger"):
         account(path)
+    with pytest.raises(ValueError, match=r"l\.sqlite cannot be used as a ledger"):
+        Replay(ReplayConfig("replay", "m", str(path)))
     with pytest.raises(ValueError, match="nowhere is missing"):
         account(tmp_path / "nowhere")
 

@@ -1,11 +1,18 @@
 """The cloud client through a real socket: what the caller sees of a fault, and what it costs."""
 
+import asyncio
 import dataclasses
+import email.utils
+import math
 import sqlite3
 import time
+import tracemalloc
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from experiments.fake_cloud import passed_on
 from offload_jax.cloud.fake import FakeCloud, running
 from offload_jax.cloud.ledger import BudgetConfig, Ledger, account
 from offload_jax.cloud.protocol import BUDGET, FAILURES
@@ -14,6 +21,7 @@ from offload_jax.tasks.task import Prompt
 pytest.importorskip("openai")
 pytest.importorskip("tenacity")
 
+from offload_jax.cloud.attempt import retry_after
 from offload_jax.cloud.openai import OpenAICloud, OpenAIConfig
 from offload_jax.cloud.prices import PriceConfig
 
@@ -36,8 +44,8 @@ def echo(question):
 
 def config(url, **changes):
     defaults = {
-        "kind": "openai", "model": "m", "base_url": url, "max_tokens": 100, "deadline": 3.0,
-        "attempt_timeout": 0.5, "attempts": 3, "wait": 0.01, "prices": PRICE, "check": False,
+        "kind": "openai", "model": "m", "base_url": url, "max_tokens": 100, "deadline": 10.0,
+        "attempt_timeout": 5.0, "attempts": 3, "wait": 0.01, "prices": PRICE, "check": False,
     }  # fmt: skip
     return OpenAIConfig(**{**defaults, **changes})
 
@@ -101,6 +109,8 @@ SEEN = [
     ("429", "rate limit", True, False), ("500", "server error", True, False),
     ("401", "denied", False, False), ("400", "refused", False, False),
     ("empty", "empty", True, False), ("huge", "garbage", False, True),
+    ("500_huge", "server error", True, False), ("headers", "cut", True, True),
+    ("bomb", "garbage", False, True), ("redirect", "redirected", False, False),
 ]  # fmt: skip
 
 
@@ -153,6 +163,18 @@ def test_where_the_usage_is_missing_or_impossible_the_worst_case_is_booked(tmp_p
         assert account(s.path)[0]["estimated"] == 1
 
 
+def test_more_than_was_reserved_is_booked_and_ends_the_spending(tmp_path):
+    budget = BudgetConfig(tokens=2_000)
+    with Session(tmp_path, FakeCloud(echo, script=["over_usage"]), budget=budget) as s:
+        answer, later = (s.cloud.answer(prompts(i))[0] for i in range(2))
+        assert (answer.prompt_tokens, answer.tokens) == (7, 5_000)
+        assert answer.cost == pytest.approx((7 * 1 + 5_000 * 10) / 1e6)
+        assert s.ledger.spent().tokens == 5_007 and later.failure == BUDGET
+        assert len(s.fake.requests) == 1
+        (row,) = account(s.path)
+        assert (row["over"], row["estimated"]) == (1, 0)
+
+
 def test_an_answer_that_is_no_text_is_stored_as_one_and_the_probe_ends(tmp_path):
     fake = FakeCloud(echo, script=["500", "500", "surrogate"])
     with Session(tmp_path, fake, breaker_failures=2, breaker_seconds=0.1, attempts=1) as s:
@@ -168,6 +190,66 @@ def test_what_is_fresh_and_what_is_cached_say_the_same(tmp_path):
     with Session(tmp_path, FakeCloud(echo, script=["500"])) as s:
         fresh, again = (s.cloud.answer(prompts(1))[0] for _ in range(2))
         assert dataclasses.replace(fresh, cached=True) == again
+
+
+def test_hostile_sizes_cost_little_memory(tmp_path):
+    faults = ["500_huge", "headers", "bomb", "huge"]  # the last is read up to 8 MiB
+    with Session(tmp_path, FakeCloud(echo, script=faults[:]), attempts=1) as s:
+        s.cloud.answer(prompts(100))
+        for i, fault in enumerate(faults[1:]):
+            tracemalloc.start()
+            assert s.cloud.answer(prompts(i))[0].failure
+            most = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert most < 2**20 * (24 if fault == "huge" else 8), fault
+
+
+def test_an_error_whose_body_does_not_come_counts_as_its_status(tmp_path):
+    with Session(tmp_path, FakeCloud(echo, script=["500_stall"]), attempts=1,
+                 attempt_timeout=9.0) as s:  # fmt: skip
+        assert s.cloud.answer(prompts(1))[0].failure == "server error"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("3", 3.0), (" 1.5 ", 1.5), ("0", 0.0), ("9" * 400, math.inf), ("-3", None), ("nan", None),
+     ("inf", None), ("1e3", None), ("soon", None), ("", None), (None, None), ("\ud800", None),
+     ("Sat, 01 Jan 2000 00:01:00 GMT", 60.0), ("Sat Jan  1 00:01:00 2000", 60.0),
+     ("Fri, 31 Dec 1999 00:00:00 GMT", 0.0), ("Sat, 99 Jan 2000 00:00:00 GMT", None),
+     ("Sat, 01 Jan 99999999999999999999 00:00:00 GMT", None)],
+)  # fmt: skip
+def test_retry_after_is_a_number_or_a_date(value, seconds):
+    assert retry_after(value, now=946_684_800.0) == seconds  # the year 2000
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=60))
+def test_no_retry_after_raises(text):
+    assert retry_after(text, 0.0) is None or retry_after(text, 0.0) >= 0.0
+
+
+def test_many_who_were_told_the_same_do_not_come_back_at_once(tmp_path):
+    at = []
+    fake = FakeCloud(lambda q: at.append(time.monotonic()) or "text", script=["429_after"] * 8)
+    fake.retry_after = email.utils.formatdate(time.time() + 1.5, usegmt=True)
+    with Session(tmp_path, fake, wait=1.0, concurrency=8) as s:
+        began = time.monotonic()
+        assert all(a.text for a in s.cloud.answer(prompts(*range(8))))
+        assert max(at) - min(at) > 0.1 and max(at) - began < 3.0
+
+
+@pytest.mark.parametrize("said", ["nan", "-5", "garbage", "Fri, 31 Dec 1999 00:00:00 GMT"])
+def test_a_retry_after_that_says_nothing_is_our_own_waiting(tmp_path, said):
+    with Session(tmp_path, FakeCloud(echo, script=["429_after"], retry_after=said)) as s:
+        began = time.monotonic()
+        assert s.cloud.answer(prompts(1))[0].text and time.monotonic() - began < 1.0
+
+
+def test_a_retry_after_beyond_the_deadline_ends_the_chain_at_once(tmp_path):
+    with Session(tmp_path, FakeCloud(echo, script=["429_after"], retry_after="9" * 400)) as s:
+        began = time.monotonic()
+        assert s.cloud.answer(prompts(1))[0].failure == "rate limit"
+        assert time.monotonic() - began < 1.0 and len(s.fake.requests) == 1
 
 
 def test_retry_after_is_waited_for_within_the_deadline_only(tmp_path):
@@ -207,8 +289,10 @@ def test_an_outage_costs_one_deadline_and_a_probe_ends_it(tmp_path):
 
 
 def test_sixty_four_calls_of_a_second_take_two(tmp_path):
-    fake = FakeCloud(echo, seconds=1.0)
+    fake = FakeCloud(echo)
     with Session(tmp_path, fake, concurrency=32, attempt_timeout=5.0, deadline=10.0) as s:
+        s.cloud.answer(prompts(64))  # the client imports parts of itself with the first call
+        fake.seconds = 1.0
         began = time.monotonic()
         assert all(a.text for a in s.cloud.answer(prompts(*range(64))))
         assert time.monotonic() - began < 2.5
@@ -262,7 +346,73 @@ def test_the_key_is_nowhere(tmp_path):
     assert KEY[:6].encode() not in stored  # nor a part of it
 
 
+# --- another server behind the fake one ---
+
+
+def test_what_the_backend_is_asked_and_says_is_passed_on(tmp_path):
+    seen = []
+
+    async def reply(request):
+        seen.append(request)
+        choice = {"message": {"content": "cut sh"}, "finish_reason": "length"}
+        return 200, {"choices": [choice], "usage": {"prompt_tokens": 11, "completion_tokens": 13}}
+
+    with running(FakeCloud(echo, reply=reply)) as url:
+        fake = FakeCloud(echo, reply=passed_on(url))
+        with Session(tmp_path, fake, max_tokens=77, temperature=0.3, model="tiny") as s:
+            answer = s.cloud.answer(prompts(1))[0]
+            assert (answer.text, answer.prompt_tokens, answer.tokens) == ("cut sh", 11, 13)
+        said = asyncio.run(passed_on(url)({"model": "m", "messages": [{"content": "q"}]}))
+    assert said[1]["choices"][0]["finish_reason"] == "length"
+    assert seen[0] == {"model": "tiny", "max_tokens": 77, "temperature": 0.3,
+                       "messages": [{"role": "user", "content": "question 1"}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [("400", "refused"), ("429", "rate limit"), ("500", "server error"), ("401", "denied"),
+     ("garbage", "server error"), ("wrong_json", "server error"), ("refuse", "server error")],
+)  # fmt: skip
+def test_a_backend_that_fails_is_an_honest_error(tmp_path, fault, failure):
+    with running(FakeCloud(echo, {fault: 1.0})) as url:
+        fake = FakeCloud(echo, reply=passed_on(url))
+        with Session(tmp_path, fake, attempts=1) as s:
+            assert s.cloud.answer(prompts(1))[0].failure == failure
+            detail = sqlite3.connect(s.path).execute("SELECT detail FROM attempts").fetchone()[0]
+            assert "the backend: " in detail and detail[:3] == (fault if fault.isdigit() else "502")
+
+
+def test_a_backend_that_is_not_there_is_a_bad_gateway():
+    with running(FakeCloud(echo)) as url:
+        pass
+    said = asyncio.run(passed_on(url)({"model": "m", "messages": []}))
+    assert said == (502, {"error": {"message": "the backend: it does not answer"}})
+
+
 # --- before a run ---
+
+
+@pytest.mark.parametrize("listing", [b"[" * 9_000, b'{"data": [{"id": 3}, 7]}', b"x" * 9 * 2**20])
+def test_a_hostile_list_of_models_is_no_list(tmp_path, listing):
+    with running(FakeCloud(echo, models=listing)) as url:
+        made(url, tmp_path)
+
+
+def test_a_list_of_models_is_shown_without_control_characters(tmp_path):
+    with running(FakeCloud(echo, models=["\x1b[2J\n" + "x" * 999])) as url:
+        with pytest.raises(ValueError, match=r"it has \[2J x{76}\.") as raised:
+            made(url, tmp_path)
+        assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "denies access with the key in OPENAI_API_KEY: 401 no list"),
+     (307, r"redirects \(307 http://127.0.0.1:9/v1\): give config\.cloud\.base_url")],
+)  # fmt: skip
+def test_a_denied_key_and_a_redirect_are_told(tmp_path, status, said):
+    with running(FakeCloud(echo, models=status)) as url, pytest.raises(ValueError, match=said):
+        made(url, tmp_path)
 
 
 def made(url, tmp_path, **changes):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = "configs/countdown_cloud.py:smoke"
 
 
-def launch(tiny, workdir, url, *flags, key="sk-test", overrides=()):
+def started(tiny, workdir, url, *flags, key="sk-test"):
     command = [
         sys.executable, "-m", "experiments.launch", f"--config={CONFIG}", f"--workdir={workdir}",
         *tiny.tiny_flags(), f"--config.cloud.base_url={url}", "--config.cloud.wait=0.01",
@@ -32,7 +34,17 @@ def launch(tiny, workdir, url, *flags, key="sk-test", overrides=()):
     }
     if not key:
         del environment["OPENAI_API_KEY"]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def ended(child):
+    out, err = child.communicate()
+    return subprocess.CompletedProcess(child.args, child.returncode, out, err)
+
+
+def launch(*args, **kwargs):
+    return ended(started(*args, **kwargs))
 
 
 def metrics(workdir):
@@ -84,6 +96,25 @@ def test_a_spent_budget_stops_training_in_one_sentence(tiny, tmp_path):
         assert "Traceback" not in said.stderr
     else:  # the tiny policy may not have called at all
         assert all(row["cloud/asked"] == 0 for row in metrics(tmp_path / "run"))
+
+
+@pytest.mark.slow  # its parts are tested in tests/cloud
+def test_ctrl_c_ends_a_run_that_waits_for_the_cloud(tiny, tmp_path):
+    fake = FakeCloud(solve, {"stall": 1.0}, models=["fake"])
+    with running(fake) as url:
+        child = started(tiny, tmp_path / "run", url, "--config.cloud.attempt_timeout=300.0",
+                        "--config.cloud.deadline=300.0")  # fmt: skip
+        while not fake.requests and child.poll() is None:
+            time.sleep(0.1)
+        time.sleep(0.5)  # all of the batch are under way
+        began = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        said = ended(child)
+    assert said.returncode == 130 and time.monotonic() - began < 5.0, said.stderr
+    assert said.stderr.splitlines()[-1].startswith("Interrupted: the same command goes on")
+    assert "Traceback" not in said.stderr
+    (row,) = account(tmp_path / "run" / "cloud.sqlite")
+    assert row["outcome"] == "lost" and row["attempts"] == row["estimated"] == len(fake.requests)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ def task():
 
 
 def test_the_answer_is_the_value_of_the_chain_as_it_is_asked():
-    plain = problems(ProblemConfig(steps=(1, 2, 3, 4, 5, 6), products=0.4, stories=0.0), 500, seed=3)
+    plain = problems(
+        ProblemConfig(steps=(1, 2, 3, 4, 5, 6), products=0.4, stories=0.0), 500, seed=3
+    )
     for problem in plain:
         chain = next(
             problem.question.removeprefix(start).rstrip("?.")

@@ -2,11 +2,16 @@
 
 import dataclasses
 import time
+from contextlib import closing
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.fake_cloud import solve
+from offload_jax.cloud.fake import FakeCloud, running
+from offload_jax.cloud.ledger import Ledger
+from offload_jax.cloud.openai import OpenAICloud, OpenAIConfig
 from offload_jax.cloud.protocol import BUDGET, Answer, CloudError
 from offload_jax.device.params import init_params
 from offload_jax.sampling.rollout import step_key
@@ -93,6 +98,55 @@ def test_a_cloud_that_is_down_teaches_no_calls_and_is_counted(setting):
         assert metrics["cloud/failed"] == 0 and metrics["reward"] > metrics["accuracy"]
         assert metrics["cloud/seconds"] >= 0.2 and metrics["seconds/judge"] >= 0.15
         assert metrics["seconds/sample"] > 0
+
+
+def test_failures_are_not_counted_as_wrong_answers(setting):
+    class Half(Slow):
+        def answer(self, prompts):
+            answers = super().answer(prompts)
+            return [Answer(None, "timeout") if i % 2 else a for i, a in enumerate(answers)]
+
+    with jax.set_mesh(setting[3]):
+        stage, state = stage_with(setting, Half(setting[1].task))
+        state, metrics = stage.step(state, 0)
+        assert metrics["cloud_accuracy"] == 1.0
+        assert 0 < metrics["cloud/failed"] < metrics["cloud/asked"]
+        stage, _ = stage_with(setting, Slow(setting[1].task, failure="timeout"))
+        assert stage.step(state, 1)[1]["cloud_accuracy"] is None  # nothing was answered
+
+
+@pytest.mark.slow  # it compiles another batch; tests/cloud has the same of the client alone
+def test_sixty_four_calls_of_a_second_add_two_and_a_half_to_a_step(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    experiment = tiny.tiny_experiment()
+    sizes = dataclasses.replace(experiment.learning.batch, prompts=64, micro_prompts=64)
+    experiment = dataclasses.replace(
+        experiment,
+        task=dataclasses.replace(experiment.task, train=64),
+        learning=dataclasses.replace(experiment.learning, batch=sizes),
+    )
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    task = tiny.tiny_task(experiment, tmp_path / "data")
+    parse = task.parse
+    task.parse = lambda text: parse(text if text.startswith("cloud: ") else CALL)
+    sampler = Sampler(task, experiment.device, experiment.sampling, mesh)
+    fake = FakeCloud(lambda question: f"cloud: {solve(question)}")
+    with jax.set_mesh(mesh), running(fake) as url:
+        state = init_post_training(experiment, init_params(experiment.device, jax.random.key(0)),
+                                   mesh)  # fmt: skip
+        for seconds in (0.0, 1.0):  # the first compiles
+            fake.seconds = seconds
+            config = OpenAIConfig("openai", "m", url, concurrency=32, check=False)
+            with closing(OpenAICloud(config, Ledger(tmp_path / str(seconds), "run"))) as cloud:
+                stage = post_training_stage(experiment, sampler, cloud, "gapg", lambda: None)
+                state, metrics = stage.step(state, 0)
+            assert metrics["cloud/asked"] == 64 and metrics["cloud/failed"] == 0
+            assert metrics["cloud_accuracy"] == metrics["call_ratio"] == 1.0
+    assert len(fake.requests) == 2 * 64 and fake.most_at_once <= 32
+    # The wait for the cloud stands apart from the computing.
+    assert metrics["cloud/seconds"] >= 2.0 and 1.9 <= metrics["seconds/judge"] < 2.5
+    assert metrics["seconds/sample"] + metrics["seconds/update"] < 1.0
 
 
 def test_a_spent_budget_ends_the_run(setting):

@@ -204,14 +204,17 @@ def test_the_prompts_of_a_step_follow_from_seed_and_step(setting):
     assert epoch != [i for step in range(5, 10) for i in ids(0, step)]
 
 
-def test_a_workdir_with_a_checkpoint_belongs_to_one_experiment(tiny, tmp_path):
+def test_a_workdir_with_a_checkpoint_belongs_to_one_experiment(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("offload_jax.training.workdir.OPTIONAL", ("pytest", "no-such-package"))
     mistaken = tiny.tiny_config()
     mistaken.learning.optimizer.rate = 0.5
     open_workdir(tmp_path / "run", from_config(mistaken))
     experiment = tiny.tiny_experiment()
     workdir = open_workdir(tmp_path / "run", experiment)  # nothing was trained: no harm done
     assert json.loads((workdir / "config.json").read_text())["learning"]["optimizer"]["rate"] < 0.5
-    assert json.loads((workdir / "environment.json").read_text())["packages"]["jax"]
+    packages = json.loads((workdir / "environment.json").read_text())["packages"]
+    assert packages["jax"] and "no-such-package" not in packages
+    assert packages["pytest"] == pytest.__version__  # optional, and installed
     (workdir.checkpoints("start") / "2").mkdir(parents=True)
     open_workdir(tmp_path / "run", experiment)
     with pytest.raises(ValueError, match=r"config\.learning\.optimizer\.rate was .*, now 0\.5"):
