@@ -55,10 +55,11 @@ def judge(
         )
     shape = (len(prompts), sizes.pop() if sizes else 0)
     parsed = [[task.parse(text) for text in group] for group in texts]
-    device_correct = [
-        [_is_right(task, response, prompt) for response in group]
-        for prompt, group in zip(prompts, parsed, strict=True)
-    ]
+    device_correct = _are_right(
+        task,
+        [response for group in parsed for response in group],
+        [prompt for prompt, group in zip(prompts, parsed, strict=True) for _ in group],
+    )
     called = [[response.kind == Kind.CALL for response in group] for group in parsed]
     formatted = [[response.formatted for response in group] for group in parsed]
     called = np.array(called, bool).reshape(shape)
@@ -73,8 +74,23 @@ def judge(
     )
 
 
-def _is_right(task: Task, response: Parsed, prompt: Prompt) -> bool:
-    return response.kind == Kind.ANSWER and task.verify(response.answer, prompt)
+def _are_right(
+    task: Task, responses: Sequence[Parsed], prompts: Sequence[Prompt]
+) -> Sequence[bool]:
+    """Whether each response is a right answer to its prompt.
+
+    A task whose answers are slow to verify has `verify_all`, which is given all of them at once.
+    """
+    answers = [
+        (response.answer, prompt)
+        for response, prompt in zip(responses, prompts, strict=True)
+        if response.kind == Kind.ANSWER
+    ]
+    if hasattr(task, "verify_all"):
+        verdicts = iter(task.verify_all(answers))
+    else:
+        verdicts = (task.verify(*pair) for pair in answers)
+    return [response.kind == Kind.ANSWER and next(verdicts) for response in responses]
 
 
 def _ask(
@@ -89,13 +105,15 @@ def _ask(
     answers = cloud.answer(list(asked.values())) if asked else []
     if len(answers) != len(asked):
         raise ValueError(f"the cloud gave {len(answers)} responses for {len(asked)} prompts")
+    parsed = [task.parse(answer.text or "") for answer in answers]
+    verdicts = _are_right(task, parsed, list(asked.values()))
     found = {}
-    for prompt, answer in zip(asked.values(), answers, strict=True):
+    for prompt, answer, right in zip(asked.values(), answers, verdicts, strict=True):
         text, tokens = answer.text or "", answer.tokens
         if tokens is None:
             # A lone surrogate, which a hostile answer may hold, cannot be encoded.
             tokens = len(task.vocabulary.encode(text.encode("utf-8", "replace").decode("utf-8")))
-        found[prompt.id] = _is_right(task, task.parse(text), prompt), tokens, answer
+        found[prompt.id] = right, tokens, answer
     rows = [
         found[prompt.id] if want else (False, 0, None)
         for prompt, want in zip(prompts, wanted, strict=True)
