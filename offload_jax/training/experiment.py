@@ -19,6 +19,7 @@ from offload_jax.sharding import MeshConfig
 from offload_jax.tasks.arithmetic.problems import ProblemConfig
 from offload_jax.tasks.arithmetic.task import ExampleConfig
 from offload_jax.tasks.countdown.traces import TraceConfig, fewest_tokens
+from offload_jax.tasks.math.config import MathConfig, SolutionConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,14 @@ class ArithmeticSettings(ProblemConfig):
     seed: int = 0
 
 
-TaskSettings = CountdownSettings | ArithmeticSettings
+@dataclasses.dataclass(frozen=True)
+class MathSettings(MathConfig):
+    """Published mathematical problems (see docs/math.md)."""
+
+    name: Literal["math"] = "math"
+
+
+TaskSettings = CountdownSettings | ArithmeticSettings | MathSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +81,9 @@ class StartSettings:
     steps: int  # a pretrained device LLM may do without, 0
     batch: BatchSettings
     optimizer: OptimizerConfig
-    traces: TraceConfig | ExampleConfig  # what is imitated first
+    traces: TraceConfig | ExampleConfig | SolutionConfig  # what is imitated first
     late_steps: int = 0  # the last steps imitate `late_traces` instead
-    late_traces: TraceConfig | ExampleConfig | None = None
+    late_traces: TraceConfig | ExampleConfig | SolutionConfig | None = None
 
     def __post_init__(self):
         require(
@@ -169,12 +177,17 @@ class Experiment:
         require(0 <= evaluation.cap <= 1, "config.evaluation.cap must be between 0 and 1.")
         for split in ("validation", "test"):
             wanted, there = getattr(evaluation, f"{split}_prompts"), getattr(self.task, split)
+            require(wanted >= 1, f"config.evaluation.{split}_prompts must be at least 1.")
+            if not isinstance(there, int):  # a published test set: its size is its file's
+                continue
             require(
-                1 <= wanted <= there,
+                wanted <= there,
                 f"config.evaluation.{split}_prompts is {wanted}; config.task.{split} has {there}.",
             )
 
-    def _check_traces(self, name: str, traces: TraceConfig | ExampleConfig | None) -> None:
+    def _check_traces(
+        self, name: str, traces: TraceConfig | ExampleConfig | SolutionConfig | None
+    ) -> None:
         if traces is None:
             return
         require(
@@ -201,11 +214,6 @@ class Experiment:
             own or pretrained is not None,
             f"config.device.pretrained is missing: the task {task!r} is asked in the vocabulary of"
             " a pretrained device LLM.",
-        )
-        require(
-            not own or pretrained is None,
-            f"config.device.pretrained is {pretrained!r}, but the task {task!r} has its own"
-            " vocabulary.",
         )
         tokens, context = (
             self.sampling.prompt_tokens + self.sampling.response_tokens,

@@ -18,6 +18,7 @@ from offload_jax.learning.update import TrainState
 from offload_jax.pretrained.checkpoint import Pretrained
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import encode_prompts
+from offload_jax.settings import require
 from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
 from offload_jax.tasks import make_task
 from offload_jax.training.checkpoints import Checkpoints
@@ -145,6 +146,14 @@ class Job:
         task, S = self.sampler.task, self.experiment.sampling.prompt_tokens
         for split in ("train", "validation", "test"):
             prompts = task.prompts(split)[:]
+            wanted = {
+                "validation": self.experiment.evaluation.validation_prompts,
+                "test": self.experiment.evaluation.test_prompts,
+            }.get(split, 1)
+            require(
+                len(prompts) >= wanted,
+                f"config.evaluation.{split}_prompts is {wanted}; the task has {len(prompts)}.",
+            )
             texts = [task.device_text(prompt) for prompt in prompts]
             encode_prompts(task.vocabulary, [prompt.id for prompt in prompts], texts, S)
 
