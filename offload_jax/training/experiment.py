@@ -176,12 +176,9 @@ class Experiment:
         require(self.keep_checkpoints >= 1, "config.keep_checkpoints must be at least 1.")
         require(0 <= evaluation.cap <= 1, "config.evaluation.cap must be between 0 and 1.")
         for split in ("validation", "test"):
-            wanted, there = getattr(evaluation, f"{split}_prompts"), getattr(self.task, split)
-            require(wanted >= 1, f"config.evaluation.{split}_prompts must be at least 1.")
-            if not isinstance(there, int):  # a published test set: its size is its file's
-                continue
+            wanted, there = getattr(evaluation, f"{split}_prompts"), size(self.task, split)
             require(
-                wanted <= there,
+                wanted >= 1 and (there is None or wanted <= there),
                 f"config.evaluation.{split}_prompts is {wanted}; config.task.{split} has {there}.",
             )
 
@@ -275,6 +272,12 @@ def check_devices(experiment: Experiment, shards: int) -> None:
             f"{name} is {size}, which does not divide over the {shards} shards of"
             " config.mesh (data x fsdp).",
         )
+
+
+def size(task: TaskSettings, split: str) -> int | None:
+    """How many prompts a split has; None where only its file tells."""
+    found = getattr(task, split)
+    return found if isinstance(found, int) else None
 
 
 def _check_batch(path: str, stage: StartSettings | LearningSettings, fewest: int) -> None:
