@@ -61,6 +61,10 @@ class MathSettings(MathConfig):
 
     name: Literal["math"] = "math"
 
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.train is not None, "config.task.train is None; name a data set to learn from.")
+
 
 TaskSettings = CountdownSettings | ArithmeticSettings | MathSettings
 

@@ -13,7 +13,7 @@ class MathConfig:
 
     Attributes:
         files: the folder with the published files, `<files>/<data set>/...` (see docs/math.md).
-        train: the data set that training and validation prompts are of.
+        train: the data set that training and validation prompts are of; None: test prompts only.
         test: the data set that test prompts are of.
         validation: how many prompts of the training split are held out.
         seed: of which ones these are.
@@ -23,7 +23,7 @@ class MathConfig:
     """
 
     files: str
-    train: str = "math_lighteval"
+    train: str | None = "math_lighteval"
     test: str = "math_lighteval"
     validation: int = 500
     seed: int = 0
@@ -36,7 +36,7 @@ class MathConfig:
             dataset = getattr(self, name)
             able = [key for key, source in SOURCES.items() if split in source.splits]
             require(
-                dataset in able,
+                dataset in able or (dataset is None and split == "train"),
                 f"config.task.{name} is {dataset!r}; it must be one of {', '.join(able)}.",
             )
         require(self.validation >= 1, "config.task.validation must be at least 1.")

@@ -15,6 +15,7 @@ from offload_jax.tasks.task import Parsed, Prompt
 from offload_jax.vocabulary import Vocabulary
 
 SPLITS = ("train", "validation", "test")
+_FIRST_TEST_ID = 1_000_000  # whatever the training prompts, a test prompt keeps its id
 
 
 class MathTask:
@@ -32,22 +33,28 @@ class MathTask:
         """
         self.vocabulary, self.config, self._data_dir = vocabulary, config, data_dir
         self._grader = Grader(config.workers, config.seconds)
-        for dataset, split in ((config.train, "train"), (config.test, "test")):
-            find(dataset, split, config.files)
+        for split, dataset in (("train", config.train), ("test", config.test)):
+            if dataset is not None:
+                find(dataset, split, config.files)
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """Prompts of a split; ValueError for an unknown split."""
         require(split in SPLITS, f"split {split!r} is not one of {', '.join(SPLITS)}")
-        return self._splits[split]
+        return self._test if split == "test" else self._trained[split]
 
     @functools.cached_property
-    def _splits(self) -> dict[str, list[Prompt]]:
-        """Ids: rows of the training split, then rows of the test split."""
+    def _test(self) -> list[Prompt]:
+        config = self.config
+        rows = builder.load(config.test, "test", config.files, self._data_dir)
+        return [_prompt(id, row, config.test) for id, row in enumerate(rows, _FIRST_TEST_ID)]
+
+    @functools.cached_property
+    def _trained(self) -> dict[str, list[Prompt]]:
+        """Training and validation prompts; ids are the rows of the training split."""
         config, training = self.config, self._training
-        test = builder.load(config.test, "test", config.files, self._data_dir)
         marks = [fingerprint(problem.question) for problem in training]
         first = {mark: id for id, mark in reversed(list(enumerate(marks)))}
-        tested = {fingerprint(problem.question) for problem in test}
+        tested = {fingerprint(prompt.gold["problem"]) for prompt in self._test}
         kept = sorted(id for mark, id in first.items() if mark not in tested)
         print(
             f"{config.train}, train: {len(marks) - len(first):,} problems repeat another,"
@@ -63,9 +70,6 @@ class MathTask:
         return {
             "train": [prompt for id, prompt in rows if id not in held_out],
             "validation": [prompt for id, prompt in rows if id in held_out],
-            "test": [
-                _prompt(id, problem, config.test) for id, problem in enumerate(test, len(training))
-            ],
         }
 
     @functools.cached_property
