@@ -6,6 +6,7 @@ a GGUF file. The same command goes on where it was interrupted; more tasks may b
 """
 
 import sys
+from pathlib import Path
 
 import rich.console
 from absl import app, flags, logging
@@ -16,7 +17,7 @@ from offload_jax.cloud.protocol import CloudError
 from offload_jax.training.out_of_domain import evaluate_tasks
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/out_of_domain.py", "How: lengths, cloud, cap, mesh."
+    "config", None, "How: lengths, cloud, cap, mesh; configs/out_of_domain.py if not given."
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "What is evaluated.")
 TASKS = flags.DEFINE_list("tasks", None, "Names of data sets, e.g. math500,amc23.")
@@ -37,6 +38,15 @@ def main(argv: list[str]) -> None:
         sys.exit(2 if isinstance(error, ValueError) else 1)
 
 
+def with_config(argv: list[str]) -> list[str]:
+    """The command line with a config, which a flag's default may not be: it is read too early."""
+    if any(argument.lstrip("-").partition("=")[0] == "config" for argument in argv[1:]):
+        return argv
+    usual = Path(__file__).parents[1] / "configs" / "out_of_domain.py"
+    return [argv[0], f"--config={usual}", *argv[1:]]
+
+
 if __name__ == "__main__":
+    sys.argv = with_config(sys.argv)
     flags.mark_flags_as_required(["checkpoint", "tasks", "workdir"])
     app.run(main, flags_parser=parser(CONFIG))

@@ -44,7 +44,7 @@ class OutOfDomain:
         dtype: of a Hugging Face folder's or a GGUF file's weights, and of activations.
         help: the system prompt allows a call.
         workers: processes that grade answers.
-        seconds: what grading one answer may take.
+        seconds: of a worker's CPU time that grading one answer may take.
         usage: what seconds and dollars are reckoned with.
         mesh: what the weights and the prompts are split over.
     """

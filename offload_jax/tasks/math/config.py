@@ -19,7 +19,7 @@ class MathConfig:
         seed: of which ones these are.
         help: the system prompt allows a call; the paper's Task-Tuning Only leaves that out.
         workers: processes that grade answers.
-        seconds: what grading one answer may take; then it is wrong.
+        seconds: of a worker's CPU time that grading one answer may take; then it is wrong.
     """
 
     files: str

@@ -1,8 +1,8 @@
 """Whether two answers are equivalent: math-verify in worker processes, with a hard time limit.
 
 What needs no algebra is decided here: equal texts, and numbers that are written out. The rest goes
-to a worker (`worker.py`). A worker that takes too long is killed and replaced, and the answer
-counts as wrong: a pathological answer costs its limit, never the run.
+to a worker (`worker.py`). A worker that takes too long ends and is replaced, and the answer counts
+as wrong: a pathological answer costs its limit, never the run.
 """
 
 import functools
@@ -22,7 +22,8 @@ from pathlib import Path
 from offload_jax.settings import require
 
 LONGEST = 1_000  # characters of an answer; a longer one is wrong
-_START_SECONDS = 60.0  # for the imports of a worker
+_START_SECONDS = 300.0  # for the imports of a worker, on however busy a machine
+_PATIENCE = 20  # by how much the limit on its own time may be exceeded by the clock
 _CACHED = 200_000  # pairs
 
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:(?:,|\{,\})\d{3}){1,5}|\d{1,18})(?:\.\d{1,18})?", re.ASCII)
@@ -39,6 +40,12 @@ _REPLACED = (
 )
 
 
+@functools.cache
+def shared_grader(workers: int, seconds: float) -> "Grader":
+    """One grader for all tasks of a process that have the same settings."""
+    return Grader(workers, seconds)
+
+
 class Grader:
     """Grades answers; several threads may ask at once. Workers start when they are needed.
 
@@ -46,7 +53,11 @@ class Grader:
     """
 
     def __init__(self, workers: int, seconds: float):
-        """`seconds`: what one answer may take. Raises ValueError where a setting is impossible."""
+        """`seconds`: of a worker's time that one answer may take.
+
+        Raises:
+            ValueError: a setting is impossible, or math-verify is missing.
+        """
         require(workers >= 1, f"config.task.workers is {workers}; it must be at least 1.")
         require(seconds > 0, f"config.task.seconds is {seconds}; it must be positive.")
         require(
@@ -92,7 +103,7 @@ class _Worker:
             self._start()
         try:
             self._process.stdin.write(json.dumps([answer, gold]).encode() + b"\n")
-            reply = self._reply(self._seconds)
+            reply = self._reply(_PATIENCE * self._seconds)
         except BrokenPipeError:  # something else has ended it
             reply = b""
         if not reply:
@@ -103,7 +114,7 @@ class _Worker:
         # Not multiprocessing: its children import this process's main module, and so JAX. With -P
         # the worker does not take this folder's modules for others of their names.
         path = str(Path(__file__).with_name("worker.py"))
-        command = [sys.executable, "-P", path, str(2 * self._seconds)]
+        command = [sys.executable, "-P", path, str(self._seconds)]
         self._process = subprocess.Popen(
             command,
             bufsize=0,

@@ -9,7 +9,7 @@ from offload_jax.settings import require
 from offload_jax.tasks import parsing, prompts
 from offload_jax.tasks.math import answers, builder
 from offload_jax.tasks.math.config import MathConfig, SolutionConfig
-from offload_jax.tasks.math.grading import Grader
+from offload_jax.tasks.math.grading import shared_grader
 from offload_jax.tasks.math.sources import Problem, find, fingerprint
 from offload_jax.tasks.task import Parsed, Prompt
 from offload_jax.vocabulary import Vocabulary
@@ -32,7 +32,7 @@ class MathTask:
             ValueError: a file is missing, or a package.
         """
         self.vocabulary, self.config, self._data_dir = vocabulary, config, data_dir
-        self._grader = Grader(config.workers, config.seconds)
+        self._grader = shared_grader(config.workers, config.seconds)
         for split, dataset in (("train", config.train), ("test", config.test)):
             if dataset is not None:
                 find(dataset, split, config.files)

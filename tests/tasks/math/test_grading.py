@@ -55,7 +55,7 @@ def test_an_endless_answer_costs_its_limit_and_no_more():
     impatient.grade([("x+1", "1+x")])  # the worker is there
     start = time.monotonic()
     assert impatient.grade([(ENDLESS[0], "12")]) == [False]
-    assert 0.3 <= time.monotonic() - start < 2
+    assert 0.2 <= time.monotonic() - start < 6
     start = time.monotonic()
     assert impatient.grade([(ENDLESS[0], "12")]) == [False]  # it is remembered
     assert time.monotonic() - start < 0.1

@@ -128,7 +128,7 @@ def test_missing_files_and_packages_are_told_before_anything_is_built(folder, mo
         make(folder, files=str(folder / "nowhere"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="needs the package math-verify: pip install"):
-        make(folder)
+        make(folder, seconds=2.5)
 
 
 def test_countdown_is_asked_in_the_template_of_a_pretrained_device(tmp_path):
