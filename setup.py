@@ -31,12 +31,16 @@ setup(
         "llm": ["gguf>=0.17", "jinja2>=3.1"],
         # A cloud behind an OpenAI-compatible endpoint.
         "cloud": ["genai-prices>=0.0.30", "openai>=1.60", "tenacity>=9.0"],
+        # Published mathematical problems: the grader, and parquet files.
+        "math": ["math-verify[antlr4_13_2]>=0.8", "pyarrow>=15.0"],
         "test": [
             "genai-prices>=0.0.30",
             "gguf>=0.17",
             "hypothesis>=6.100",
             "jinja2>=3.1",
+            "math-verify[antlr4_13_2]>=0.8",
             "openai>=1.60",
+            "pyarrow>=15.0",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.8",

@@ -5,18 +5,12 @@ Hugging Face folder with tokenizer and chat template; adapters are merged.
 """
 
 import sys
-from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 
-from offload_jax.device.config import DeviceConfig
-from offload_jax.device.params import Params, count_params
-from offload_jax.pretrained.checkpoint import Pretrained
+from offload_jax.device.params import count_params
 from offload_jax.pretrained.huggingface import check_new, save_huggingface
-from offload_jax.settings import parse
-from offload_jax.training.checkpoints import load_policy
-from offload_jax.vocabulary import Vocabulary
+from offload_jax.training.checkpoints import read_policy
 
 FROM = flags.DEFINE_string("from", None, "A Hugging Face folder, a GGUF file or checkpoints.")
 TO = flags.DEFINE_string("to", None, "The new folder.")
@@ -32,22 +26,12 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         check_new(TO.value)
-        params, config, vocabulary = read(FROM.value)
+        params, config, vocabulary = read_policy(FROM.value)
         save_huggingface(TO.value, params, config, vocabulary, DTYPE.value)
         print(f"{TO.value}: {count_params(config):,} parameters in {DTYPE.value}")
     except ValueError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def read(path: str) -> tuple[Params, DeviceConfig, Vocabulary]:
-    """What lies at the path, whichever of the three it is."""
-    folder = Path(path)
-    if folder.is_dir() and not (folder / "config.json").exists():
-        return load_policy(folder)
-    pretrained = Pretrained(folder)
-    config = parse(DeviceConfig, pretrained.shape())
-    return pretrained.params(config, jax.random.key(0)), config, pretrained.vocabulary()
 
 
 if __name__ == "__main__":

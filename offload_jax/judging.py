@@ -1,6 +1,7 @@
 """From texts to a judgement: parse and verify every response, ask the cloud for those that call."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.struct
 import numpy as np
@@ -55,10 +56,8 @@ def judge(
             f"got {len(texts)} groups of sizes {sorted(sizes)}"
         )
     shape = (len(prompts), sizes.pop() if sizes else 0)
-    verdicts = spread(
-        lambda p: [_verdict(task, text, prompts[p]) for text in texts[p]], range(len(prompts))
-    )
-    verdicts = np.array(verdicts, bool).reshape(*shape, 3)
+    pairs = [(text, p) for p, group in zip(prompts, texts, strict=True) for text in group]
+    verdicts = np.array(spread(partial(_verdicts, task), pairs), bool).reshape(*shape, 3)
     device_correct, called, formatted = (verdicts[..., i] for i in range(3))
     cloud_correct, cloud_tokens, answers = _ask(task, cloud, prompts, called.any(axis=1) | ask_all)
     return Judgement(
@@ -71,15 +70,33 @@ def judge(
     )
 
 
-def _verdict(task: Task, text: str, prompt: Prompt) -> tuple[bool, bool, bool]:
-    """Whether a response is right, calls, and follows the template."""
-    response = task.parse(text)
-    right = _is_right(task, response, prompt)
-    return right, response.kind == Kind.CALL, bool(response.formatted)
+def _verdicts(task: Task, pairs: Sequence[tuple[str, Prompt]]) -> list[tuple[bool, bool, bool]]:
+    """Whether responses are right, call, and follow the template."""
+    parsed = [task.parse(text) for text, _ in pairs]
+    right = _are_right(task, parsed, [prompt for _, prompt in pairs])
+    return [
+        (correct, response.kind == Kind.CALL, bool(response.formatted))
+        for correct, response in zip(right, parsed, strict=True)
+    ]
 
 
-def _is_right(task: Task, response: Parsed, prompt: Prompt) -> bool:
-    return response.kind == Kind.ANSWER and task.verify(response.answer, prompt)
+def _are_right(
+    task: Task, responses: Sequence[Parsed], prompts: Sequence[Prompt]
+) -> Sequence[bool]:
+    """Whether each response is a right answer to its prompt.
+
+    A task whose answers are slow to verify has `verify_all`, which is given all of them at once.
+    """
+    answers = [
+        (response.answer, prompt)
+        for response, prompt in zip(responses, prompts, strict=True)
+        if response.kind == Kind.ANSWER
+    ]
+    if hasattr(task, "verify_all"):
+        verdicts = iter(task.verify_all(answers))
+    else:
+        verdicts = (task.verify(*pair) for pair in answers)
+    return [response.kind == Kind.ANSWER and next(verdicts) for response in responses]
 
 
 def _ask(
@@ -94,8 +111,8 @@ def _ask(
     answers = cloud.answer(list(asked.values())) if asked else []
     if len(answers) != len(asked):
         raise ValueError(f"the cloud gave {len(answers)} responses for {len(asked)} prompts")
-    said = list(zip(asked.values(), answers, strict=True))
-    verdicts = spread(lambda pair: _cloud_verdict(task, *pair), said)
+    said = list(zip(answers, asked.values(), strict=True))
+    verdicts = spread(partial(_cloud_verdicts, task), said)
     found = {
         id: (*verdict, answer) for id, verdict, answer in zip(asked, verdicts, answers, strict=True)
     }
@@ -107,10 +124,18 @@ def _ask(
     return np.array(right, bool), np.array(tokens, np.int32), tuple(answers)
 
 
-def _cloud_verdict(task: Task, prompt: Prompt, answer: Answer) -> tuple[bool, int]:
-    """Whether an answer is right, and its tokens."""
-    text, tokens = answer.text or "", answer.tokens
-    if tokens is None:
-        # A lone surrogate, which a hostile answer may hold, cannot be encoded.
-        tokens = len(task.vocabulary.encode(text.encode("utf-8", "replace").decode("utf-8")))
-    return _is_right(task, task.parse(text), prompt), tokens
+def _cloud_verdicts(task: Task, pairs: Sequence[tuple[Answer, Prompt]]) -> list[tuple[bool, int]]:
+    """Whether the cloud's answers are right, and their tokens."""
+    parsed = [task.parse(answer.text or "") for answer, _ in pairs]
+    right = _are_right(task, parsed, [prompt for _, prompt in pairs])
+    return [
+        (correct, _tokens(task, answer)) for correct, (answer, _) in zip(right, pairs, strict=True)
+    ]
+
+
+def _tokens(task: Task, answer: Answer) -> int:
+    if answer.tokens is not None:
+        return answer.tokens
+    # A lone surrogate, which a hostile answer may hold, cannot be encoded.
+    text = (answer.text or "").encode("utf-8", "replace").decode("utf-8")
+    return len(task.vocabulary.encode(text))

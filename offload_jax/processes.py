@@ -96,11 +96,11 @@ def tell(make: Callable[[], T]) -> T:
     return _gathered(make if is_main() else lambda: None)[0]
 
 
-def spread(function: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
-    """`[function(item) for item in items]`, each process its share; the results are JSON."""
+def spread(function: Callable[[Sequence[T]], list[Any]], items: Sequence[T]) -> list[Any]:
+    """`function(items)`, which gives one JSON value per item; each process does a share of them."""
     edges = [len(items) * i // count() for i in range(count() + 1)]
     me = jax.process_index() if count() > 1 else 0
-    parts = _gathered(lambda: [function(item) for item in items[edges[me] : edges[me + 1]]])
+    parts = _gathered(lambda: function(items[edges[me] : edges[me + 1]]))
     return list(itertools.chain(*parts))
 
 

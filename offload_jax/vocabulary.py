@@ -1,6 +1,7 @@
 """The tokens of a device LLM, and how a conversation becomes one of its prompts."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,6 +43,19 @@ class Vocabulary:
         Raises:
             ValueError: there is no template, or it refuses the conversation.
         """
+        template = self._template
+        try:
+            return template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=reply,
+                **self.special,
+            )
+        except Exception as error:  # it is a program, if a tame one: it may fail in any way
+            raise ValueError(f"The chat template refuses the conversation: {error}.") from None
+
+    @functools.cached_property
+    def _template(self) -> Any:
+        """The compiled template; compiling takes much longer than rendering."""
         require(self.chat_template is not None, "The device LLM's checkpoint has no chat template.")
         try:
             import jinja2
@@ -63,14 +77,9 @@ class Vocabulary:
         )
         environment.globals |= {"raise_exception": refuse, "strftime_now": lambda _: _A_DAY}
         try:
-            template = environment.from_string(self.chat_template)
-            return template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=reply,
-                **self.special,
-            )
-        except Exception as error:  # it is a program, if a tame one: it may fail in any way
-            raise ValueError(f"The chat template refuses the conversation: {error}.") from None
+            return environment.from_string(self.chat_template)
+        except Exception as error:
+            raise ValueError(f"The chat template cannot be read: {error}.") from None
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for a checkpoint."""

@@ -37,7 +37,9 @@ def make_cloud(config: CloudConfig, task: Task, workdir: str | Path, mesh: Mesh)
             hasattr(task, "right_answer"),
             f"config.cloud.kind = 'oracle' needs a solver, {task.name} has none.",
         )
-        return Oracle(task.right_answer, task.wrong_answer, config.accuracy, config.seed)
+        return Oracle(
+            task.right_answer, task.wrong_answer, config.accuracy, config.seed, task.answer_form
+        )
     if isinstance(config, DeviceCloudConfig):
         return DeviceCloud(config, mesh)
     if isinstance(config, ReplayConfig):

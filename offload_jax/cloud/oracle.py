@@ -7,7 +7,7 @@ from typing import Literal
 
 from offload_jax.cloud.protocol import Answer
 from offload_jax.settings import require
-from offload_jax.tasks.parsing import ANSWER_CLOSE, ANSWER_OPEN
+from offload_jax.tasks.parsing import ANSWER_FORM
 from offload_jax.tasks.task import Prompt
 
 
@@ -36,16 +36,19 @@ class Oracle:
         wrong_answer: Callable[[Prompt, random.Random], str],
         accuracy: float,
         seed: int,
+        form: str = ANSWER_FORM,
     ):
-        """`right_answer` may return None (unsolvable): the prompt then gets a wrong answer."""
+        """`right_answer` may return None (unsolvable): the prompt then gets a wrong answer.
+
+        `form`: how an answer is given, which stands in place of `{}`.
+        """
+        self._form = form
         self._right_answer, self._wrong_answer = right_answer, wrong_answer
         self._accuracy, self._seed = accuracy, seed
 
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """One response per prompt [P]: the answer in its tags."""
-        return [
-            Answer(f"{ANSWER_OPEN} {self._expression(prompt)} {ANSWER_CLOSE}") for prompt in prompts
-        ]
+        """One response per prompt [P]: the answer in its form, and nothing else."""
+        return [Answer(self._form.format(self._expression(prompt))) for prompt in prompts]
 
     def close(self) -> None:
         """Nothing is ever under way."""

@@ -1,6 +1,6 @@
 """The results table, as data; and that data as markdown and as a table for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import rich.box
@@ -119,6 +119,23 @@ def build_table(
     )
 
 
+def build_tasks_table(records: Mapping[str, Sequence[Record]], cap: float, seed: int = 0) -> Table:
+    """One policy on several tasks, a row for each; the cap holds within each task.
+
+    Args:
+        records: of every task, by its name.
+        cap: largest share of a task's prompts offloaded.
+        seed: decides which calls survive the cap.
+    """
+    rows, degraded = [], 0
+    for name, own in records.items():
+        results = columns(own)
+        outcome = capped(results, cap, seed)
+        rows.append(_policy_row(name, results, outcome))
+        degraded += int(outcome.degraded.sum())
+    return Table(rows=tuple(rows), differences=(), cap=cap, seed=seed, degraded=degraded)
+
+
 # --- words ---
 
 
@@ -181,21 +198,24 @@ def _markdown_block(header: Sequence[str], body: Sequence[Sequence[str]]) -> str
 def markdown(table: Table) -> str:
     """The table as markdown text."""
     main = _markdown_block(HEADER, [cells(row) for row in table.rows])
+    if not table.differences:
+        return f"{main}\n{_caption(table)}\n"
     below = _markdown_block(
         (_DIFFERENCES, "points", "McNemar"), [_difference_cells(d) for d in table.differences]
     )
     return f"{main}\n{_caption(table)}\n\n{below}\n{_DIFFERENCES_CAPTION}\n"
 
 
-def terminal(table: Table) -> tuple[rich.table.Table, rich.table.Table]:
-    """The same table for a terminal of 80 columns: the rows, and the differences."""
+def terminal(table: Table) -> tuple[rich.table.Table, ...]:
+    """The same table for a terminal of 80 columns: the rows, and the differences if any."""
     below_header = (_DIFFERENCES, "points", "McNemar")
     # The interval goes below its estimate: on one line the table would need 120 columns.
     body = [[cell.replace(" [", "\n[") for cell in cells(row)] for row in table.rows]
-    return (
-        _rich(HEADER, body, _caption(table)),
-        _rich(below_header, [*map(_difference_cells, table.differences)], _DIFFERENCES_CAPTION),
-    )
+    main = _rich(HEADER, body, _caption(table))
+    if not table.differences:
+        return (main,)
+    below = [*map(_difference_cells, table.differences)]
+    return main, _rich(below_header, below, _DIFFERENCES_CAPTION)
 
 
 def _rich(header: Sequence[str], body: Sequence[Sequence[str]], caption: str) -> rich.table.Table:

@@ -12,21 +12,25 @@ def make_task(
     """The task called `name`.
 
     Args:
-        name: "countdown", which has its own vocabulary, or "arithmetic".
+        name: "countdown", "arithmetic" or "math".
         data_dir: where a dataset may be built.
-        vocabulary: of the pretrained device LLM that is asked.
+        vocabulary: of the pretrained device LLM that is asked; Countdown has one of its own.
         settings: the task's own fields of `config.task`.
     """
     if name == "countdown":
         from offload_jax.tasks.countdown.task import CountdownTask
 
-        return CountdownTask(data_dir, **settings)
+        return CountdownTask(data_dir, vocabulary, **settings)
     if name == "arithmetic":
         from offload_jax.tasks.arithmetic.problems import ProblemConfig
         from offload_jax.tasks.arithmetic.task import ArithmeticTask
 
         sizes = {key: settings.pop(key) for key in ("train", "validation", "test", "seed")}
         return ArithmeticTask(vocabulary, **sizes, config=ProblemConfig(**settings))
+    if name == "math":
+        from offload_jax.tasks.math.task import MathConfig, MathTask
+
+        return MathTask(data_dir, vocabulary, MathConfig(**settings))
     raise ValueError(
-        f"config.task.name = {name!r} is not a task; there are countdown and arithmetic"
+        f"config.task.name = {name!r} is not a task; there are countdown, arithmetic and math"
     )

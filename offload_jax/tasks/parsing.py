@@ -12,13 +12,14 @@ from offload_jax.tasks.task import Kind, Parsed
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+ANSWER_FORM = f"{ANSWER_OPEN} {{}} {ANSWER_CLOSE}"
 CALL_OPEN = "<unknown>"
 CALL_MARKER = f"{CALL_OPEN} I need external assistance </unknown>"
 
 # A decision sits at the end; the cap bounds the work on hostile text.
 _WINDOW = 4096
 # Each pattern is linear: no two neighbouring repetitions can match the same characters.
-_CALL = re.compile(
+CALL = re.compile(
     # <unknown>, <unkown>, <unknwon>, <uknown>, <unknow>, but not the token <unk>.
     r"<\s*(?!unk\s*>)u[nk]{1,3}[nkow]{2,5}\s*>"
     r"|\bI\s+need\s+ext[a-z]{2,7}\s+as{1,3}ist[a-z]{0,6}\b",
@@ -39,7 +40,7 @@ def parse(text: str) -> Parsed:
     one_thought = THINK_CLOSE not in thought
     answer_at, answer = _last_answer(window)
     # The marker's tag and its sentence are one call: it begins with the first after any answer.
-    calls = [m.start() for m in _CALL.finditer(window) if m.start() > answer_at]
+    calls = [m.start() for m in CALL.finditer(window) if m.start() > answer_at]
     if answer_at >= 0 and not calls:
         alone = tail == f"{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
         return Parsed(

@@ -55,6 +55,7 @@ class Task(Protocol):
     name: str
     vocabulary: Vocabulary  # of the device LLM that is asked
     openings: tuple[str, str]  # how a call and how an answer begins
+    answer_form: str  # an answer in full, which stands in place of `{}`
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         """Prompts of "train", "validation" or "test": random access, read lazily."""
@@ -69,4 +70,7 @@ class Task(Protocol):
         """Responses to imitate in a supervised start, one per prompt; `config.start.traces`."""
 
     def verify(self, answer: str, prompt: Prompt) -> bool:
-        """Whether an (untrusted) answer is right. Never raises."""
+        """Whether an (untrusted) answer is right. Never raises.
+
+        Where that is slow, `verify_all` takes (answer, prompt) pairs and gives a list.
+        """

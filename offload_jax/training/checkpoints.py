@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from offload_jax.device import lora
-from offload_jax.device.config import DeviceConfig
-from offload_jax.device.params import Params, abstract_params
+from offload_jax.device.config import DeviceConfig, Dtype
+from offload_jax.device.params import Params, abstract_params, param_shardings
 from offload_jax.learning.update import TrainState
 from offload_jax.pretrained.checkpoint import Pretrained
 from offload_jax.settings import parse, require
@@ -88,10 +89,35 @@ class Checkpoints:
         self.close()
 
 
-def load_policy(folder: str | Path) -> tuple[Params, DeviceConfig, Vocabulary]:
-    """The policy of a stage's latest checkpoint, on the default device, without its optimiser.
+def read_policy(
+    path: str | Path, mesh: Mesh | None = None, dtype: Dtype = "float32"
+) -> tuple[Params, DeviceConfig, Vocabulary]:
+    """The policy that lies at a path: a stage's checkpoints, a Hugging Face folder or a GGUF file.
+
+    Args:
+        path: where.
+        mesh: what its weights are split over; None: the default device.
+        dtype: of weights and activations; a stage's checkpoints have their own.
+
+    Raises:
+        ValueError: there is none of the three, or it is damaged or not implemented.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        return load_policy(folder, mesh)
+    pretrained = Pretrained(folder)
+    dtypes = {"param_dtype": dtype, "compute_dtype": dtype}
+    config = parse(DeviceConfig, {**pretrained.shape(), **dtypes})
+    return pretrained.params(config, jax.random.key(0), mesh), config, pretrained.vocabulary()
+
+
+def load_policy(
+    folder: str | Path, mesh: Mesh | None = None
+) -> tuple[Params, DeviceConfig, Vocabulary]:
+    """The policy of a stage's latest checkpoint, without its optimiser.
 
     Where only adapters were trained, the weights they belong to are read from their own checkpoint.
+    The weights are split over the mesh; without one they are on the default device.
 
     Raises:
         ValueError: the folder holds no checkpoint of ours, or a foreign one.
@@ -117,12 +143,14 @@ def load_policy(folder: str | Path) -> tuple[Params, DeviceConfig, Vocabulary]:
             vocabulary = Vocabulary.from_json(said["vocabulary"])
         except (KeyError, TypeError, FileNotFoundError) as error:
             raise ValueError(f"{folder}/{step} is not a checkpoint of a stage: {error}.") from None
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        specs = abstract_params(config)
-        saved = {"adapters": specs["adapters"]} if config.lora else specs
+        specs, places = abstract_params(config), _places(config, mesh)
+        if config.lora:
+            specs, places = ({"adapters": tree["adapters"]} for tree in (specs, places))
         like = {
             "params": jax.tree.map(
-                lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=place), saved
+                lambda spec, place: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=place),
+                specs,
+                places,
             )
         }
         state = ocp.args.PyTreeRestore(
@@ -132,7 +160,7 @@ def load_policy(folder: str | Path) -> tuple[Params, DeviceConfig, Vocabulary]:
         )
         params = manager.restore(step, args=ocp.args.Composite(state=state))["state"]["params"]
     if config.lora:
-        base = Pretrained(config.pretrained).params(config, jax.random.key(0))
+        base = Pretrained(config.pretrained).params(config, jax.random.key(0), mesh)
         params = {**base, **params}
     return params, config, vocabulary
 
@@ -140,6 +168,14 @@ def load_policy(folder: str | Path) -> tuple[Params, DeviceConfig, Vocabulary]:
 def _first_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _places(config: DeviceConfig, mesh: Mesh | None) -> Any:
+    """Where each weight goes."""
+    if mesh is not None:
+        return param_shardings(config, mesh)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda _: place, abstract_params(config))
 
 
 def _tuples(value: Any) -> Any:

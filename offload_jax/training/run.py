@@ -171,6 +171,14 @@ class Job:
         task, S = self.sampler.task, self.experiment.sampling.prompt_tokens
         for split in ("train", "validation", "test"):
             prompts = task.prompts(split)[:]
+            wanted = {
+                "validation": self.experiment.evaluation.validation_prompts,
+                "test": self.experiment.evaluation.test_prompts,
+            }.get(split, 1)
+            require(
+                len(prompts) >= wanted,
+                f"config.evaluation.{split}_prompts is {wanted}; the task has {len(prompts)}.",
+            )
             texts = [task.device_text(prompt) for prompt in prompts]
             encode_prompts(task.vocabulary, [prompt.id for prompt in prompts], texts, S)
 

@@ -36,7 +36,7 @@ from offload_jax.sampling.text import encode_prompts
 from offload_jax.settings import nearest, parse, require
 from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
 from offload_jax.tasks.task import Prompt
-from offload_jax.training.experiment import Experiment, check_devices
+from offload_jax.training.experiment import Experiment, check_devices, size
 from offload_jax.training.experiment import from_config as experiment_from_config
 from offload_jax.training.logging import RunLog
 from offload_jax.training.run import Job
@@ -229,9 +229,10 @@ def _check_router(settings: RouterSettings, base: Experiment, path: str) -> None
         settings.config(base)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    train = size(base.task, "train")
     require(
-        settings.batch <= base.task.train,
-        f"{path}.batch is {settings.batch}; config.base.task.train has {base.task.train}.",
+        train is None or settings.batch <= train,
+        f"{path}.batch is {settings.batch}; config.base.task.train has {train}.",
     )
 
 

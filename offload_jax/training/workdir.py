@@ -107,7 +107,7 @@ def claim_parts(path: Path, parts: Mapping[str, Any]) -> None:
         changed = _differences(shared, {name: parts[name] for name in shared}, "config")
         require(
             not changed,
-            f"{path} belongs to a study with other settings ({'; '.join(changed[:3])}): give a new"
+            f"{path} holds other settings ({'; '.join(changed[:3])}): give a new"
             " --workdir, or repeat the old settings to resume it.",
         )
         _write_json(path, {**before, **parts})

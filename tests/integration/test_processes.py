@@ -151,7 +151,7 @@ processes.join(sys.argv[1])
 import jax
 me = jax.process_index()
 print(processes.gather(me * 10), processes.tell(lambda: {"from": me}))
-print(processes.spread(lambda x: x * x, list(range(7))), processes.spread(str, [5]))
+print(processes.spread(lambda part: [x * x for x in part], range(7)), processes.spread(list, '5'))
 assert processes.is_main() == (me == 0)
 def fail():
     if me == 1:

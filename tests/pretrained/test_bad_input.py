@@ -1,5 +1,6 @@
 """Each broken checkpoint is one sentence that names the file and what is wrong with it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -192,13 +193,15 @@ def test_several_tokens_may_end_a_response(folder):
 
 
 def test_a_chat_template_cannot_reach_out():
-    hostile = vocabulary()
-    object.__setattr__(hostile, "chat_template", "{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(ValueError, match="chat template refuses"):
-        hostile.render([])
-    object.__setattr__(hostile, "chat_template", "{{ raise_exception('no system turn') }}")
-    with pytest.raises(ValueError, match="refuses the conversation: no system turn"):
-        hostile.render([])
+    templates = {
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}": "chat template refuses",
+        "{{ raise_exception('no system turn') }}": "refuses the conversation: no system turn",
+        "{% if %}": "chat template cannot be read",
+    }
+    for template, message in templates.items():
+        hostile = dataclasses.replace(vocabulary(), chat_template=template)
+        with pytest.raises(ValueError, match=message):
+            hostile.render([])
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(whole, folder):

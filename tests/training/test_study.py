@@ -142,7 +142,7 @@ def test_another_setting_under_the_same_name_is_refused(finished, settings):
     _, path = finished
     changed = copy.deepcopy(settings)
     changed["methods"]["gapg"] = {"learning": {"reward": {"call": 0.2}}}
-    with pytest.raises(ValueError, match=r"study\.json belongs to a study with other settings"):
+    with pytest.raises(ValueError, match=r"study\.json holds other settings"):
         compute(from_config(changed), path, quiet())
 
 

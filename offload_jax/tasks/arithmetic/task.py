@@ -40,6 +40,7 @@ class ArithmeticTask:
 
     name = "arithmetic"
     openings = (parsing.CALL_OPEN, parsing.ANSWER_OPEN)
+    answer_form = parsing.ANSWER_FORM
 
     def __init__(
         self,

@@ -1,16 +1,14 @@
 """The Countdown dataset as a TFDS builder: generated, no download, no TensorFlow."""
 
-import contextlib
 import dataclasses
-import io
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
+from offload_jax.tasks import building
 from offload_jax.tasks.countdown import solver
 
 SPLITS = ("train", "validation", "test")
@@ -144,21 +142,5 @@ def _draw_distinct(n: int, count: int, config: CountdownConfig, rng: random.Rand
 
 
 def build(config: CountdownConfig, data_dir: str | Path) -> Countdown:
-    """Builds the dataset under `data_dir` unless it is there, quietly, and returns its builder.
-
-    TFDS writes to an incomplete directory and renames it at the end: an interrupted build leaves
-    nothing that a later one could take for a dataset. If another process finishes the same build
-    first, its dataset is used: both are the same.
-    """
-    tfds.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        builder = Countdown(config=config, data_dir=str(data_dir), file_format="array_record")
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints, besides logging
-            builder.download_and_prepare()
-    except FileExistsError:
-        builder = Countdown(config=config, data_dir=str(data_dir), file_format="array_record")
-    finally:
-        logging.set_verbosity(verbosity)
-    return builder
+    """Builds the dataset under `data_dir` unless it is there, and returns its builder."""
+    return building.build(Countdown, config, data_dir)

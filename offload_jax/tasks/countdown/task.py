@@ -5,10 +5,11 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from offload_jax.tasks import parsing
+from offload_jax.tasks import parsing, prompts
 from offload_jax.tasks.countdown import builder, solver, traces, verifier
 from offload_jax.tasks.countdown.tokenizer import BOS, make_vocabulary
 from offload_jax.tasks.task import Parsed, Prompt
+from offload_jax.vocabulary import Vocabulary
 
 
 class CountdownTask:
@@ -16,11 +17,19 @@ class CountdownTask:
 
     name = "countdown"
     openings = (parsing.CALL_OPEN, parsing.ANSWER_OPEN)
+    answer_form = parsing.ANSWER_FORM
 
-    def __init__(self, data_dir: str | Path, **settings):
-        """`settings`: fields of `builder.CountdownConfig`. The data is built when first read."""
+    def __init__(self, data_dir: str | Path, vocabulary: Vocabulary | None = None, **settings):
+        """The data is built when first read.
+
+        Args:
+            data_dir: where.
+            vocabulary: of a pretrained device LLM; None: Countdown's own.
+            settings: fields of `builder.CountdownConfig`.
+        """
         self.config = builder.CountdownConfig(**settings)
-        self.vocabulary = make_vocabulary()
+        self._chat = vocabulary is not None
+        self.vocabulary = vocabulary if self._chat else make_vocabulary()
         self._data_dir = data_dir
 
     @functools.cached_property
@@ -34,7 +43,14 @@ class CountdownTask:
         return _Prompts(self._builder.as_data_source(split))
 
     def device_text(self, prompt: Prompt) -> str:
-        """`<bos> 3 7 25 = 46 <think>`: at most 10 tokens; the response begins after `<think>`."""
+        """`<bos> 3 7 25 = 46 <think>`: at most 10 tokens; the response begins after `<think>`.
+
+        A pretrained device LLM is asked in its own template; the reply's beginning is given.
+        """
+        if self._chat:
+            system = {"role": "system", "content": prompts.COUNTDOWN_SYSTEM}
+            user = {"role": "user", "content": prompt.question}
+            return self.vocabulary.render([system, user]) + prompts.COUNTDOWN_LEAD
         numbers = " ".join(map(str, prompt.gold["numbers"]))
         return f"{BOS} {numbers} = {prompt.gold['target']} {parsing.THINK_OPEN}"
 

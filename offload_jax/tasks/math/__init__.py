@@ -1,0 +1,1 @@
+"""Mathematics: published data sets, judged by the equivalence of answers."""
