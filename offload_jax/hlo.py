@@ -33,7 +33,7 @@ class Collective:
     """One collective operation of the program, on one device."""
 
     kind: str
-    bytes: int  # of its operands or of its results, whichever is more
+    bytes: int  # of what is gathered, reduced or exchanged, before any scattering
     times: int  # how often it runs
     loops: tuple[str, ...]  # the loops around it, outermost first
     repeats: bool  # in a loop of unknown length, on what is the same in every turn
@@ -183,7 +183,9 @@ class _Reader:
             kind = op.opcode.removesuffix("-start")
             if kind in _KINDS and self._new(op, loops):
                 repeats = in_unknown and not any(_any(x) for x in inputs)
-                size = max(_size(op.arrays), sum(_size(x.arrays) for x in _of(op, computation)))
+                size = _size(op.arrays)
+                if kind == "reduce-scatter":
+                    size = sum(_size(x.arrays) for x in _of(op, computation))
                 if op.opcode.endswith("-start") and op.is_tuple:  # (operands, results, ...)
                     size = max(x.bytes for x in op.arrays)
                 total.collectives.append(Collective(kind, size, times, loops, repeats))
