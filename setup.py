@@ -31,6 +31,8 @@ setup(
         "llm": ["gguf>=0.17", "jinja2>=3.1"],
         # A cloud behind an OpenAI-compatible endpoint.
         "cloud": ["genai-prices>=0.0.30", "openai>=1.60", "tenacity>=9.0"],
+        # The compiler for TPUs, for `experiments.aot_compile` on a machine without one.
+        "tpu": ["libtpu"],
         "test": [
             "genai-prices>=0.0.30",
             "gguf>=0.17",

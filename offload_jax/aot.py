@@ -134,7 +134,9 @@ def programs(workload: Workload, mesh: Mesh) -> Iterator[Program]:
     Raises:
         DoesNotFitError: one needs more than a chip's memory.
     """
-    state = state_shapes(update_options(*_update_settings(workload))["optimizer"], workload.device, mesh)
+    state = state_shapes(
+        update_options(*_update_settings(workload))["optimizer"], workload.device, mesh
+    )
     yield _rollout(workload, mesh, state)
     yield _update(workload, mesh, state)
 
@@ -174,7 +176,7 @@ def _rollout(workload: Workload, mesh: Mesh, state: TrainState) -> Program:
     return Program("rollout", seconds, memory, phases)
 
 
-def _update(workload: Workload, mesh: Mesh, state: TrainState) -> Program:
+def _update(workload: Workload, mesh: Mesh, state: TrainState, options: dict[str, Any]) -> Program:
     """The update on a batch in which every prompt counts and every response is the longest."""
     batch, sampling = workload.learning.batch, workload.sampling
     P, G, S, T = batch.prompts, sampling.group, sampling.prompt_tokens, sampling.response_tokens
@@ -186,17 +188,13 @@ def _update(workload: Workload, mesh: Mesh, state: TrainState) -> Program:
         _shape((P, G, T), jnp.float32, mesh, "prompts"),
     )
     with jax.set_mesh(mesh):
-        lowered = update.lower(state, responses, **update_options(*_update_settings(workload)))
+        lowered = update.lower(state, responses, **options)
         text, seconds, memory = _compiled(lowered)
     # Sorted by length, all micro-batches are in the last bucket.
     trips = [0] * (batch.length_buckets - 1) + [P // batch.micro_prompts]
     tokens = workload.learning.objective.updates * P * (S + G * T)
     phase = _phase("update", work(text, trips), tokens, 6, workload, mesh)
     return Program("update", seconds, memory, (phase,))
-
-
-def _update_settings(workload: Workload):
-    return workload.learning, workload.device, workload.sampling
 
 
 def _phase(name, done: Work, tokens: int, per_weight: int, workload, mesh) -> Phase:
@@ -215,12 +213,16 @@ def _compiled(lowered: Any) -> tuple[str, float, dict[str, int]]:
         raise DoesNotFitError(found[0]) from None
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
-    return compiled.as_text(), seconds, {
-        "arguments": memory.argument_size_in_bytes,
-        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "code": memory.generated_code_size_in_bytes,
-    }
+    return (
+        compiled.as_text(),
+        seconds,
+        {
+            "arguments": memory.argument_size_in_bytes,
+            "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+        },
+    )
 
 
 def _prompts(P: int, S: int, mesh: Mesh) -> PromptBatch:

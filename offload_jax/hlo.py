@@ -21,11 +21,11 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0} | {
 }
 _BITS |= {"bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
 # They name values, order or wait, and move nothing themselves.
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id iota"
-    " while conditional call async-start async-update async-done copy-done slice-done"
-    " optimization-barrier custom-call".split()
-)
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "while"),
+    *("conditional", "call", "custom-call", "after-all", "partition-id", "replica-id"),
+    *("async-start", "async-update", "optimization-barrier"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class _Reader:
 
     def read(self) -> Work:
         entry = self.computations[self.entry]
-        varies = {name: False for name in entry.parameters.values()}
+        varies = dict.fromkeys(entry.parameters.values(), False)
         result, _ = self._walk(self.entry, 1, (), varies, in_unknown=False)
         require(
             self._unknown == len(self._given),
@@ -289,7 +289,9 @@ class _Reader:
             size = _size(operand.arrays)
             read += min(size, _read(inner, inner.parameters[i], size))
         root = inner.instructions[inner.root]
-        results = [inner.instructions[x] for x in root.operands] if root.opcode == "tuple" else [root]
+        results = (
+            [inner.instructions[x] for x in root.operands] if root.opcode == "tuple" else [root]
+        )
         written = sum(
             _written(inner, x) for x, array in zip(results, op.arrays, strict=False) if array.main
         )
@@ -350,7 +352,10 @@ def _flops(op: _Instruction, computation: _Computation) -> float:
 
 def _convolution(op: _Instruction, left, right) -> float:
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.text)
-    inputs, kernel = dict(zip(labels[1], left, strict=True)), dict(zip(labels[2], right, strict=True))
+    inputs, kernel = (
+        dict(zip(labels[1], left, strict=True)),
+        dict(zip(labels[2], right, strict=True)),
+    )
     output = dict(zip(labels[3], op.arrays[0].dims, strict=True))
     products = inputs["b"] * kernel["i"] * kernel["o"] / op.number("batch_group_count", 1)
     window = re.search(r"window=\{([^}]*)\}", op.text)

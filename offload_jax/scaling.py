@@ -42,7 +42,6 @@ UPDATE_FACTOR = 1.35
 class Assumptions:
     """What the model does not compute."""
 
-    response_tokens: float = 400.0  # mean length; the longest of a batch is config.sampling's
     call_ratio: float = 0.3  # of the prompts; the cloud is asked once per prompt
     cloud_seconds: float = 10.0  # per call
     judge_seconds: float = 1e-3  # per response, on one core of the host
