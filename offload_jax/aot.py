@@ -134,11 +134,10 @@ def programs(workload: Workload, mesh: Mesh) -> Iterator[Program]:
     Raises:
         DoesNotFitError: one needs more than a chip's memory.
     """
-    state = state_shapes(
-        update_options(*_update_settings(workload))["optimizer"], workload.device, mesh
-    )
+    options = update_options(workload.learning, workload.device, workload.sampling)
+    state = state_shapes(options["optimizer"], workload.device, mesh)
     yield _rollout(workload, mesh, state)
-    yield _update(workload, mesh, state)
+    yield _update(workload, mesh, state, options)
 
 
 def _rollout(workload: Workload, mesh: Mesh, state: TrainState) -> Program:

@@ -65,7 +65,7 @@ def forward(
         _embed(params, config, responses[..., :-1]),
     )
     layers = lora.with_adapters(params)
-    layer = _of_gathered(layer, config)
+    layer = _gathering(layer, config)
     (x_prompt, x), _ = jax.lax.scan(_rematerialised(layer, config), streams, layers)
     last = jnp.take_along_axis(x_prompt, (prompt_lengths - 1)[:, None, None, None], axis=2)
     x = jnp.concatenate([jnp.broadcast_to(last, (P, G, *last.shape[2:])), x], axis=2)
@@ -88,7 +88,7 @@ def prefill(
         return x, PromptCache(kept.keys.swapaxes(2, 3), kept.values)
 
     layers = lora.with_adapters(params)
-    layer = _of_gathered(layer, config)
+    layer = _gathering(layer, config)
     x, cache = jax.lax.scan(layer, _embed(params, config, prompts[:, None]), layers)
     last = jnp.take_along_axis(x[:, 0], (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
     return _rms_norm(last, params["final_norm"], config), _unstacked(cache, config.layers)
@@ -150,8 +150,9 @@ def decode_weights(params: Params, config: DeviceConfig, positions: int) -> Para
     specs = abstract_params(dataclasses.replace(config, lora=None))
 
     def gather(x, spec):
-        # First narrowed, then gathered: half the bytes.
-        x = x if x.ndim == 1 + (spec.axes[0] is None) else x.astype(config.compute)
+        # First narrowed, then gathered: half the bytes. Layers carry a leading L.
+        vector = len(spec.axes) - (spec.axes[0] is None) == 1
+        x = x if vector else x.astype(config.compute)
         return constrain(x, *spec.axes, use="rollout")
 
     params = jax.tree.map(gather, params, specs)
@@ -243,7 +244,7 @@ def _unstacked(tree: Any, layers: int) -> list:
     return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]
 
 
-def _of_gathered(layer, config: DeviceConfig):
+def _gathering(layer, config: DeviceConfig):
     """`layer` on a layer's weights in the training state, gathered in the compute dtype."""
     axes = {name: spec.axes[1:] for name, spec in abstract_params(config)["layers"].items()}
 
