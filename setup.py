@@ -33,6 +33,8 @@ setup(
         "cloud": ["genai-prices>=0.0.30", "openai>=1.60", "tenacity>=9.0"],
         # Published mathematical problems: the grader, and parquet files.
         "math": ["math-verify[antlr4_13_2]>=0.8", "pyarrow>=15.0"],
+        # The compiler for TPUs, for `experiments.aot_compile` on a machine without one.
+        "tpu": ["libtpu"],
         "test": [
             "genai-prices>=0.0.30",
             "gguf>=0.17",

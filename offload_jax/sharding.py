@@ -4,7 +4,8 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -12,14 +13,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from offload_jax.settings import require
 
-# Which mesh axes split a logical axis. Axes that are not listed are never split.
-RULES: dict[str, tuple[str, ...]] = {
+Use = Literal["training", "rollout"]
+
+# Which mesh axes split a logical axis, by use. Axes that are not listed are never split.
+_COMPUTE: dict[str, tuple[str, ...]] = {
     "prompts": ("data", "fsdp"),
-    "width": ("fsdp",),
     "vocabulary": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+}
+RULES: dict[Use, dict[str, tuple[str, ...]]] = {
+    # Weights, gradient and optimiser while training: spread over all of fsdp, and gathered one
+    # layer at a time (`gathered`).
+    "training": {**_COMPUTE, "width": ("fsdp",)},
+    # The sampler's weights: gathered once per rollout, since every token needs all of them.
+    "rollout": _COMPUTE,
 }
 
 
@@ -76,26 +85,29 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def prompt_shards(mesh: Mesh) -> int:
     """Into how many parts the prompts of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in RULES["prompts"])
+    return math.prod(mesh.shape[axis] for axis in _COMPUTE["prompts"])
 
 
 def shards_in_context(prompts: int) -> int:
     """Into how many parts `constrain` splits an axis of so many prompts, inside jit."""
     mesh = jax.sharding.get_abstract_mesh()
-    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES["prompts"])
+    shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _COMPUTE["prompts"])
     return shards if prompts % shards == 0 else 1
 
 
-def sharding_of(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+def sharding_of(
+    mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], use: Use = "training"
+) -> NamedSharding:
     """The sharding of one array.
 
     Key/value heads fewer than the tensor axis are replicated (multi-query attention); any other
     logical axis must divide.
 
     Raises:
-        ValueError: a dimension is not divisible by the mesh axes that split it.
+        ValueError: a dimension is not divisible by the mesh axes that split it, or two dimensions
+            are split by the same mesh axis.
     """
-    parts = [RULES.get(axis) for axis in axes]
+    parts = _parts(axes, use)
     for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
         ways = math.prod(mesh.shape[name] for name in parts[i] or ())
         if axis == "kv_heads" and size % ways:
@@ -109,20 +121,50 @@ def sharding_of(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) ->
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins the sharding of an activation inside jit, by logical axes; on every platform.
+def _parts(axes: Sequence[str | None], use: Use) -> list[tuple[str, ...] | None]:
+    """The mesh axes of each dimension; raises ValueError where two claim the same one."""
+    parts, owner = [RULES[use].get(axis) for axis in axes], {}
+    for axis, part in zip(axes, parts, strict=True):
+        for name in part or ():
+            require(
+                name not in owner,
+                f"The logical axes '{owner.get(name)}' and '{axis}' of one array are both split by"
+                f" config.mesh.{name}.",
+            )
+            owner[name] = axis
+    return parts
 
-    Dimensions that do not divide stay unsplit: XLA would pad them. Without a mesh in context (a
-    unit test of a pure function) there is nothing to pin.
+
+def constrain(x: jax.Array, *axes: str | None, use: Use = "training") -> jax.Array:
+    """Pins the sharding of an array inside jit, by logical axes; on every platform.
+
+    `axes` name the leading dimensions. Dimensions that do not divide stay unsplit: XLA would pad
+    them. Without a mesh in context (a unit test of a pure function) there is nothing to pin.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
     parts = [
         part if part and x.shape[i] % math.prod(mesh.shape[name] for name in part) == 0 else None
-        for i, part in enumerate(RULES.get(axis) for axis in axes)
+        for i, part in enumerate(_parts(axes, use))
     ]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """A weight of the training state in the rollout's sharding, for the time of its use.
+
+    Its gradient is reduced right into the shards of the training state. Without that XLA may sum
+    it in full on every device.
+    """
+    return constrain(weight, *axes, use="rollout")
+
+
+gathered.defvjp(
+    lambda weight, axes: (gathered(weight, axes), None),
+    lambda axes, _, gradient: (constrain(gradient, *axes, use="training"),),
+)
 
 
 def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:

@@ -4,6 +4,7 @@ A batch is P prompts with G responses each. A prompt is right-padded to S tokens
 for its whole group; response token t stands at position `prompt_length + t`.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -26,8 +27,8 @@ from offload_jax.device.attention import (
     write,
 )
 from offload_jax.device.config import MATRICES, DeviceConfig
-from offload_jax.device.params import Params
-from offload_jax.sharding import constrain
+from offload_jax.device.params import Params, abstract_params
+from offload_jax.sharding import constrain, gathered
 
 
 def forward(
@@ -64,6 +65,7 @@ def forward(
         _embed(params, config, responses[..., :-1]),
     )
     layers = lora.with_adapters(params)
+    layer = _gathering(layer, config)
     (x_prompt, x), _ = jax.lax.scan(_rematerialised(layer, config), streams, layers)
     last = jnp.take_along_axis(x_prompt, (prompt_lengths - 1)[:, None, None, None], axis=2)
     x = jnp.concatenate([jnp.broadcast_to(last, (P, G, *last.shape[2:])), x], axis=2)
@@ -86,6 +88,7 @@ def prefill(
         return x, PromptCache(kept.keys.swapaxes(2, 3), kept.values)
 
     layers = lora.with_adapters(params)
+    layer = _gathering(layer, config)
     x, cache = jax.lax.scan(layer, _embed(params, config, prompts[:, None]), layers)
     last = jnp.take_along_axis(x[:, 0], (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
     return _rms_norm(last, params["final_norm"], config), _unstacked(cache, config.layers)
@@ -144,6 +147,15 @@ def decode_weights(params: Params, config: DeviceConfig, positions: int) -> Para
     The scales of norms keep their dtype, as they do in training.
     """
     params = lora.merge(params, config)
+    specs = abstract_params(dataclasses.replace(config, lora=None))
+
+    def gather(x, spec):
+        # First narrowed, then gathered: half the bytes. Layers carry a leading L.
+        vector = len(spec.axes) - (spec.axes[0] is None) == 1
+        x = x if vector else x.astype(config.compute)
+        return constrain(x, *spec.axes, use="rollout")
+
+    params = jax.tree.map(gather, params, specs)
     layers = dict(params["layers"])
     for name, contracted in MATRICES.items():
         # [L, in..., out...] to [L, out..., in...]
@@ -152,7 +164,6 @@ def decode_weights(params: Params, config: DeviceConfig, positions: int) -> Para
         layers[name] = layers[name].transpose(0, *outputs, *inputs)
     head = params["embedding"] if config.tied_embeddings else params["head"].T
     weights = {**params, "head": head, "layers": _unstacked(layers, config.layers)}
-    weights = jax.tree.map(lambda x: x if x.ndim == 1 else x.astype(config.compute), weights)
     return {**weights, "rotation": rotation(jnp.arange(positions), config)}
 
 
@@ -171,8 +182,17 @@ def logits(
     params: Params, config: DeviceConfig, hidden: Float[Array, "*b D"]
 ) -> Float[Array, "*b V"]:
     """The language-model head, float32 out."""
-    head = params["embedding"].T if config.tied_embeddings else params["head"]
-    return product("...d,dv->...v", hidden, head.astype(config.compute))
+    return _logits(_head(params, config), hidden)
+
+
+def _head(params: Params, config: DeviceConfig) -> Float[Array, "V D"]:
+    """The head in the compute dtype, gathered."""
+    head = params["embedding"] if config.tied_embeddings else params["head"].T
+    return gathered(head.astype(config.compute), ("vocabulary", "width"))
+
+
+def _logits(head, hidden):
+    return product("...d,vd->...v", hidden, head)
 
 
 def logits_first(weights: Params, hidden: Float[Array, "D P G"]) -> Float[Array, "V P G"]:
@@ -191,18 +211,26 @@ def token_logprobs(
 ) -> Float[Array, "P G T"]:
     """Log pi(token), float32, from `forward`'s hidden states, at a sampling temperature.
 
-    The logits exist for `chunk` response positions at a time, in the backward pass too.
+    The logits exist for `chunk` response positions at a time, in the backward pass too, where they
+    are computed again.
     """
+    head, T = _head(params, config), tokens.shape[2]
 
-    @jax.checkpoint
-    def one(hidden, tokens):
-        return select_logprobs(logits(params, config, hidden) / temperature, tokens)
+    def one(piece):
+        hidden, tokens = piece
+        return select_logprobs(_logits(head, hidden) / temperature, tokens)
 
-    T = tokens.shape[2]
-    pieces = [slice(start, min(start + chunk, T)) for start in range(0, T, chunk)]
-    if len(pieces) == 1:
-        return select_logprobs(logits(params, config, hidden) / temperature, tokens)
-    return jnp.concatenate([one(hidden[:, :, p], tokens[:, :, p]) for p in pieces], axis=2)
+    if chunk >= T:
+        return one((hidden, tokens))
+
+    def split(x):
+        """[P, G, T, ...] as [pieces, P, G, chunk, ...], the last one padded."""
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, -T % chunk)] + [(0, 0)] * (x.ndim - 3))
+        return jnp.moveaxis(x.reshape(*x.shape[:2], -1, chunk, *x.shape[3:]), 2, 0)
+
+    # The head is gathered before the loop, once for all pieces.
+    logprobs = jax.lax.map(jax.checkpoint(one), (split(hidden), split(tokens)))
+    return jnp.moveaxis(logprobs, 0, 2).reshape(*tokens.shape[:2], -1)[..., :T]
 
 
 def select_logprobs(scores: Float[Array, "*b V"], tokens: Int[Array, "*b"]) -> Float[Array, "*b"]:
@@ -214,6 +242,21 @@ def select_logprobs(scores: Float[Array, "*b V"], tokens: Int[Array, "*b"]) -> F
 def _unstacked(tree: Any, layers: int) -> list:
     """A list of per-layer trees from one whose leaves carry a leading axis L."""
     return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]
+
+
+def _gathering(layer, config: DeviceConfig):
+    """`layer` on a layer's weights in the training state, gathered in the compute dtype."""
+    axes = {name: spec.axes[1:] for name, spec in abstract_params(config)["layers"].items()}
+
+    def gather(name, weight):
+        if name not in MATRICES:  # norms, biases, adapters: small
+            return weight
+        return gathered(weight.astype(config.compute), axes[name])
+
+    def wrapped(x, weights):
+        return layer(x, {name: gather(name, weight) for name, weight in weights.items()})
+
+    return wrapped
 
 
 def _project(weights, config, x, turns):

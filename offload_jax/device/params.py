@@ -104,6 +104,20 @@ def param_shardings(config: DeviceConfig, mesh: Mesh) -> Any:
     return _map(lambda spec: sharding_of(mesh, spec.axes, spec.shape), abstract_params(config))
 
 
+def param_shapes(config: DeviceConfig, mesh: Mesh) -> Any:
+    """The weights without their numbers: a tree of `jax.ShapeDtypeStruct`, sharded over the mesh.
+
+    Raises:
+        ValueError: a weight does not divide over the mesh.
+    """
+
+    def shape(spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        sharding = sharding_of(mesh, spec.axes, spec.shape)
+        return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
+
+    return _map(shape, abstract_params(config))
+
+
 def init_params(
     config: DeviceConfig, key: jax.Array, mesh: Mesh | None = None, only: str | None = None
 ) -> Params:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from offload_jax.device import lora, model
 from offload_jax.device.config import DeviceConfig
-from offload_jax.device.params import Params, param_shardings
+from offload_jax.device.params import Params, param_shapes
 from offload_jax.learning.grpo import clipped_surrogate
 from offload_jax.sampling.rollout import PromptBatch
 from offload_jax.sharding import constrain, sharding_of
@@ -48,18 +48,31 @@ def init_state(
 
     With adapters (`device.lora`) they alone have one.
     """
+    shardings = jax.tree.map(lambda x: x.sharding, state_shapes(optimizer, config, mesh))
     _, trained = lora.split(params)
-    shapes = jax.eval_shape(optimizer.init, trained)
+    state = jax.jit(optimizer.init, out_shardings=shardings.optimizer)(trained)
+    return TrainState(params, state, jax.device_put(jnp.int32(0), shardings.step))
+
+
+def state_shapes(
+    optimizer: optax.GradientTransformation, config: DeviceConfig, mesh: Mesh
+) -> TrainState:
+    """A state without its numbers: `jax.ShapeDtypeStruct`s, sharded over the mesh."""
+    params = param_shapes(config, mesh)
+    _, trained = lora.split(params)
     replicated = sharding_of(mesh, (), ())
-    shardings = optax.tree_map_params(
+
+    def shape(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    state = optax.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
-        shapes,
-        lora.split(param_shardings(config, mesh))[1],
-        transform_non_params=lambda _: replicated,
+        lambda x, param: shape(x, param.sharding),
+        jax.eval_shape(optimizer.init, trained),
+        trained,
+        transform_non_params=lambda x: shape(x, replicated),
     )
-    state = jax.jit(optimizer.init, out_shardings=shardings)(trained)
-    return TrainState(params, state, jax.device_put(jnp.int32(0), replicated))
+    return TrainState(params, state, jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated))
 
 
 @partial(

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from offload_jax.cloud.protocol import BUDGET, DENIED, Answer, Cloud, CloudError
+from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import Params
 from offload_jax.evaluation.evaluate import evaluate
 from offload_jax.evaluation.metrics import summary
@@ -20,13 +22,13 @@ from offload_jax.learning.objective import Learnt, learn
 from offload_jax.learning.optimizer import make_optimizer
 from offload_jax.learning.update import TrainState, WeightedResponses, init_state, update
 from offload_jax.processes import fetch
-from offload_jax.sampling.rollout import PromptBatch, Rollout, step_key
+from offload_jax.sampling.rollout import PromptBatch, Rollout, SamplingConfig, step_key
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import decode_responses
 from offload_jax.sharding import place
 from offload_jax.tasks.task import Prompt
 from offload_jax.training.data import training_batches
-from offload_jax.training.experiment import Experiment
+from offload_jax.training.experiment import Experiment, LearningSettings
 from offload_jax.training.loop import Metrics, Stage
 
 jit_learn = jax.jit(learn, static_argnames=("objective", "reward", "filter", "T"))
@@ -42,7 +44,7 @@ def post_training_stage(
     """The stage that teaches the device LLM to solve and to call, under the policy's `name`."""
     settings = experiment.learning
     objective = settings.objective
-    optimizer = make_optimizer(settings.optimizer, settings.steps * objective.updates)
+    options = update_options(settings, experiment.device, sampler.sampling)
     P = settings.batch.prompts
     batches = training_batches(sampler.task.prompts("train"), P, experiment.seed, "post-training")
 
@@ -72,18 +74,7 @@ def post_training_stage(
         weighted = WeightedResponses(
             batch, rollout.tokens, rollout.lengths, learnt.weights, rollout.logprobs
         )
-        state, stats = update(
-            state,
-            weighted,
-            config=experiment.device,
-            optimizer=optimizer,
-            temperature=sampler.sampling.temperature,
-            micro_prompts=settings.batch.micro_prompts,
-            length_buckets=settings.batch.length_buckets,
-            importance_cap=settings.importance_cap,
-            clip=objective.clip if objective.clipped else None,
-            repeats=objective.updates,
-        )
+        state, stats = update(state, weighted, **options)
         stats, learnt = fetch((stats, learnt))
         clock.lap("update")
         del stats["loss"]
@@ -123,9 +114,30 @@ def validate(experiment: Experiment, sampler: Sampler, cloud: Cloud, params: Par
 def init_post_training(experiment: Experiment, params: Params, mesh: Mesh) -> TrainState:
     """Step 0 of post-training: a copy of the start's weights, a fresh optimiser."""
     params = jax.tree.map(jnp.copy, params)  # the update donates its state; others start here too
-    settings = experiment.learning
-    optimizer = make_optimizer(settings.optimizer, settings.steps * settings.objective.updates)
+    optimizer = post_training_optimizer(experiment.learning)
     return init_state(params, optimizer, experiment.device, mesh)
+
+
+def post_training_optimizer(settings: LearningSettings) -> optax.GradientTransformation:
+    """The optimiser of post-training."""
+    return make_optimizer(settings.optimizer, settings.steps * settings.objective.updates)
+
+
+def update_options(
+    settings: LearningSettings, device: DeviceConfig, sampling: SamplingConfig
+) -> dict[str, Any]:
+    """The static arguments of post-training's `update`."""
+    objective = settings.objective
+    return {
+        "config": device,
+        "optimizer": post_training_optimizer(settings),
+        "temperature": sampling.temperature,
+        "micro_prompts": settings.batch.micro_prompts,
+        "length_buckets": settings.batch.length_buckets,
+        "importance_cap": settings.importance_cap,
+        "clip": objective.clip if objective.clipped else None,
+        "repeats": objective.updates,
+    }
 
 
 def batch_metrics(rollout: Rollout, judgement: Judgement, learnt: Learnt) -> Metrics:
