@@ -26,6 +26,14 @@ def test_splits_are_disjoint_and_free_of_duplicates(problems):
     assert len(set(everything)) == len(everything)
 
 
+@pytest.mark.parametrize("four", [0.0, 0.5, 1.0])
+def test_the_papers_sizes_and_any_share_of_four_numbers_can_be_drawn(four):
+    sizes = {"train": 5000, "validation": 200, "test": 1000}
+    problems = draw_problems(CountdownConfig(four=four, numbers=(1, 99), **sizes))
+    assert {split: len(drawn) for split, drawn in problems.items()} == sizes
+    assert len({problem for drawn in problems.values() for problem in drawn}) == 6200
+
+
 def test_every_problem_is_solvable_within_the_ranges(problems):
     for numbers, target in problems["test"]:
         assert solver.solutions(numbers, target)

@@ -99,12 +99,14 @@ class _Worker:
 
     def ask(self, answer: str, gold: str) -> bool:
         """False also where the worker took too long or ended."""
+        if self._process is not None and self._process.poll() is not None:
+            self._end()  # something else has ended it: no fault of this answer
         if self._process is None:
             self._start()
         try:
             self._process.stdin.write(json.dumps([answer, gold]).encode() + b"\n")
             reply = self._reply(_PATIENCE * self._seconds)
-        except BrokenPipeError:  # something else has ended it
+        except BrokenPipeError:
             reply = b""
         if not reply:
             self._end()
