@@ -67,9 +67,9 @@ def get_config(size: str = "full") -> ConfigDict:
         {
             "steps": 40,
             "batch": {"prompts": 16, "micro_prompts": 4, "length_buckets": 2},
-            "optimizer": _optimizer(rate=2e-4 if size == "lora" else 2e-5, warmup_steps=2),
+            "optimizer": _optimizer(rate=2e-4 if size == "lora" else 4e-5, warmup_steps=2),
             "objective": {"name": "gapg", "updates": 1, "clip": 0.2},
-            "reward": {"answer": 1.0, "call": 0.5, "format": 0.0},
+            "reward": {"answer": 1.0, "call": 0.55, "format": 0.0},
             "filter": {"enabled": True, "rho": 3 / 7, "solved": "any_correct"},
             "collapse_patience": 3,
         }
