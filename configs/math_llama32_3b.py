@@ -2,7 +2,7 @@
 
 The model's shape is given here, so that the programs can be compiled without a checkpoint
 (`python -m experiments.aot_compile --config=configs/math_llama32_3b.py --topology=v5e:8x8`). On
-256 chips add `--config.mesh.tensor=2`: there are 128 prompts.
+256 chips add `--config.mesh.tensor=4`: there are 128 prompts (see docs/scaling.md).
 """
 
 from ml_collections import ConfigDict
