@@ -28,7 +28,7 @@ from offload_jax.scaling import CHIPS, GIB, Assumptions, Chip, Estimate, estimat
 from offload_jax.settings import nearest, parse, require
 from offload_jax.sharding import make_mesh
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.")
+CONFIG = config_flags.DEFINE_config_file("config", "configs/math_llama32_3b.py", "The experiment.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:8x8", "The slice: kind:shape, as v5e:8x8.")
 JSON = flags.DEFINE_bool("json", False, "One JSON object per program or estimate, no tables.")
 ESTIMATE = flags.DEFINE_bool("estimate", False, "The cost model for 1 to 10,000 chips.")
@@ -43,7 +43,6 @@ def main(argv: list[str]) -> None:
     console = rich.console.Console(width=130)
     try:
         require(len(argv) == 1, f"unexpected argument {argv[-1]!r}")
-        require(CONFIG.value is not None, "--config is missing.")
         workload = workload_of(CONFIG.value)
         chip = chip_of(TOPOLOGY.value)
         if not ESTIMATE.value:

@@ -308,7 +308,7 @@ def _read(inner: _Computation, name: str, size: int) -> int:
             total += _size(user.arrays)
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             continue
-        elif user.opcode == "tuple" or user.opcode.removesuffix("-start") in _KINDS:
+        elif user.opcode in _FREE or user.opcode.removesuffix("-start") in _KINDS:
             continue  # handed on, or counted with the collective
         else:
             return size
@@ -318,7 +318,7 @@ def _read(inner: _Computation, name: str, size: int) -> int:
 def _written(inner: _Computation, op: _Instruction) -> int:
     while op.opcode == "bitcast":
         op = inner.instructions[op.operands[0]]
-    if op.opcode == "parameter" or op.opcode.removesuffix("-start") in _KINDS:
+    if op.opcode in _FREE or op.opcode.removesuffix("-start") in _KINDS:
         return 0
     if op.opcode == "dynamic-update-slice":
         return _size(inner.instructions[op.operands[1]].arrays)
@@ -329,8 +329,10 @@ def _bytes(op: _Instruction, computation: _Computation) -> float:
     """Main memory read and written by an operation that is not fused."""
     if op.opcode in _FREE or op.opcode.endswith("-done"):
         return 0
-    if op.opcode in ("copy-start", "slice-start"):  # (to, from, a flag), in either order
-        return sum(x.bytes for x in op.arrays[:2] if x.main)
+    if op.opcode == "copy-start":  # (to, from, a flag)
+        return _size(op.arrays[:2], True)
+    if op.opcode == "slice-start":  # (what is sliced, the slice, a flag)
+        return op.arrays[-2].bytes + _size(op.arrays[-2:-1], True)
     if op.opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * _size(op.arrays, True)
     if op.opcode == "dynamic-update-slice":

@@ -1,4 +1,4 @@
-"""A small step compiled for a TPU slice; without libtpu only what needs no compiler is tested."""
+"""A small step compiled for four CPU devices and, where libtpu is installed, for a TPU slice."""
 
 import dataclasses
 import importlib.util
@@ -20,7 +20,7 @@ WORKLOAD = Workload(
     DeviceConfig(
         vocabulary=512,
         width=256,
-        layers=3,
+        layers=2,
         heads=4,
         kv_heads=2,
         head_size=64,
@@ -34,15 +34,19 @@ WORKLOAD = Workload(
 )
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    if importlib.util.find_spec("libtpu") is None:
+@pytest.fixture(scope="module", params=["cpu", "v5e:2x2"])
+def compiled(request):
+    if request.param == "cpu":
+        devices = jax.devices()[:4]
+    elif importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu, TPU's compiler, is not installed: pip install 'offload_jax[tpu]'")
-    mesh = make_mesh(WORKLOAD.mesh, topology("v5e:2x2"))
+    else:
+        devices = topology(request.param)
+    mesh = make_mesh(WORKLOAD.mesh, devices)
     return {program.name: program for program in programs(WORKLOAD, mesh)}
 
 
-def test_a_small_step_compiles_for_a_tpu_slice_and_fits(compiled):
+def test_a_small_step_compiles_and_fits(compiled):
     for program in compiled.values():
         assert 0 < program.bytes < CHIPS["v5e"].memory
         for phase in program.phases:
@@ -56,14 +60,6 @@ def test_no_weight_is_gathered_inside_the_decode_loop(compiled):
     gathered = [c for c in decode.work.collectives if c.kind == "all-gather" and c.repeats]
     assert gathered == []
     assert any(c.kind == "all-gather" for c in prefill.work.collectives)
-
-
-def test_the_update_gathers_the_weights_twice_per_micro_batch(compiled):
-    (phase,) = compiled["update"].phases
-    gathers = [c for c in phase.work.collectives if c.kind == "all-gather"]
-    per_micro_batch = sum(c.bytes * c.times for c in gathers) / 2
-    layers = 2 * (count_params(WORKLOAD.device) - 512 * 256)  # bfloat16
-    assert per_micro_batch < 3 * layers
 
 
 def test_what_does_not_divide_is_refused_before_anything_is_compiled():

@@ -82,6 +82,19 @@ window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf
     assert work(text).flops == 2 * 8 * 1024 * 96 * 128
 
 
+def test_only_what_passes_main_memory_counts_as_moved():
+    """A slice of 2 of 8 rows comes into the chip's vector memory (S(1)), is negated, goes back."""
+    text = """HloModule m
+ENTRY %main (a: f32[8,16]) -> f32[2,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %s = ((f32[8,16]{1,0}), f32[2,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:2], [0:16]}
+  %d = f32[2,16]{1,0:S(1)} slice-done(%s)
+  ROOT %n = f32[2,16]{1,0} negate(%d)
+}
+"""
+    assert work(text).bytes == 2 * (4 * 2 * 16)
+
+
 @pytest.fixture(scope="module")
 def mesh():
     return make_mesh(MeshConfig(1, 8, 1), jax.devices()[:8])
