@@ -363,8 +363,9 @@ def _main(comparison: Comparison) -> Block:
             f"Percent of n = {comparison.n:,} test prompts, {_seeds(comparison)}; calls capped at "
             f"{100 * comparison.cap:g} %. {_OVER_CAP[comparison.over_cap]}; the call ratio is "
             f"before the cap. ±: sample standard deviation over seeds. {reference} − method: in "
-            f"overall accuracy, in points; brackets: 95 % interval (bootstrap over seeds and prompts); p: sign-flip "
-            f"test clustered by prompt, with one seed McNemar's exact test." + _degraded(comparison)
+            f"overall accuracy, in points; brackets: 95 % interval (bootstrap over seeds and "
+            f"prompts); p: sign-flip test clustered by prompt, with one seed McNemar's exact test."
+            + _degraded(comparison)
         ),
     )
 

@@ -111,9 +111,9 @@ def _of_seed(study: Study, seed: Seed, over_cap: OverCap) -> dict[str, Entry]:
             for split, results in (("validation", validation), ("test", test))
         ]
         attempt_first = settings.reads == "prompt_and_response"
-        rows[label(name)] = _routed(seed, validation, test, *scores, cap, attempt_first)
+        rows[label(name)] = routed(seed, validation, test, *scores, cap, attempt_first)
     for name, score in _free_scores(study).items():
-        rows[name] = _routed(seed, validation, test, score(validation), score(test), cap)
+        rows[name] = routed(seed, validation, test, score(validation), score(test), cap)
     perfect = oracle_scores(test)
     chosen = top_scores(perfect, test.prompt_ids, offload_limit(len(perfect), cap), seed.seed)
     rows["& oracle"] = _asked(test, outcome_of(test, chosen, "the oracle"), chosen, perfect, True)
@@ -122,7 +122,7 @@ def _of_seed(study: Study, seed: Seed, over_cap: OverCap) -> dict[str, Entry]:
             continue
         rows[label(name)] = _own(seed.results(name), cap, seed.seed, over_cap)
         own, held_out = (without_calls(seed.results(name, split)) for split in splits)
-        dial = _routed(seed, held_out, own, held_out.p_call, own.p_call, cap)
+        dial = routed(seed, held_out, own, held_out.p_call, own.p_call, cap)
         rows[f"{label(name)} + dial"] = dial
     return rows
 
@@ -134,7 +134,7 @@ def _own(results: Columns, cap: float, seed: int, over_cap: OverCap) -> Entry:
     return _asked(retained, outcome, results.called, None, True)
 
 
-def _routed(
+def routed(
     seed: Seed,
     validation: Columns,
     test: Columns,
