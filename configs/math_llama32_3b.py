@@ -5,11 +5,14 @@ The model's shape is given here, so that the programs can be compiled without a 
 256 chips add `--config.mesh.tensor=4`: there are 128 prompts (see docs/scaling.md).
 """
 
+import runpy
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
-    """The experiment."""
+def get_config(form: str = "gapg") -> ConfigDict:
+    """The experiment in a form (see configs/paper_forms.py)."""
     config = ConfigDict()
     config.seed = 0
     config.keep_checkpoints = 2
@@ -60,4 +63,5 @@ def get_config() -> ConfigDict:
         }
     )
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
-    return config
+    forms = runpy.run_path(str(Path(__file__).with_name("paper_forms.py")))
+    return forms["in_form"](config, form)

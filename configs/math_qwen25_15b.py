@@ -4,13 +4,14 @@ As configs/math_llama32_3b.py otherwise.
 """
 
 import importlib.util
+import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
-    """The experiment."""
+def get_config(form: str = "gapg") -> ConfigDict:
+    """The experiment in a form (see configs/paper_forms.py)."""
     path = Path(__file__).with_name("math_llama32_3b.py")
     spec = importlib.util.spec_from_file_location("math_llama32_3b", path)
     module = importlib.util.module_from_spec(spec)
@@ -37,4 +38,5 @@ def get_config() -> ConfigDict:
     )
     config.learning.batch.micro_prompts = 16
     config.learning.reward.call = 0.3
-    return config
+    forms = runpy.run_path(str(path.with_name("paper_forms.py")))
+    return forms["in_form"](config, form)

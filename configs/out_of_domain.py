@@ -30,6 +30,7 @@ def get_config(cloud: str = "oracle") -> ConfigDict:
     config.batch = 32
     config.limit = placeholder(int)  # the first so many problems of each data set; None: all
     config.help = True
+    config.ask_all = False
     config.seed = 0
     config.dtype = "float32"
     config.workers = 2

@@ -84,7 +84,7 @@ def workload_of(config) -> Workload:
     """The sections of an experiment's config that are compiled; the others are not read."""
     config = config.copy_and_resolve_references()
     names = [name for name in ("device", "sampling", "learning", "mesh") if name in config]
-    require("pretrained" not in config.get("device", {}), _NO_CHECKPOINT)
+    require(config.get("device", {}).get("pretrained") is None, _NO_CHECKPOINT)
     return parse(Workload, {name: config[name] for name in names})
 
 

@@ -12,7 +12,9 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
     def parse_flags(argv: list[str]) -> list[str]:
         try:
             rest = app.parse_flags_with_usage(argv)
-            config.value.lock()  # where the file could not be read, this is what tells
+            values = config.value  # where the file could not be read, this is what tells
+            if values is not None:
+                values.lock()
             return rest
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             # The config's own errors are wrapped in one another and laid out over several lines.

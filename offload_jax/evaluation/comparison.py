@@ -14,6 +14,8 @@ import rich.markup
 import rich.table
 from jaxtyping import Bool, Float
 
+from offload_jax.evaluation import blocks
+from offload_jax.evaluation.blocks import NO_MEANING, Block, decimals
 from offload_jax.evaluation.budgets import (
     aiq,
     apgr,
@@ -26,6 +28,7 @@ from offload_jax.evaluation.budgets import (
 from offload_jax.evaluation.metrics import (
     Estimate,
     Outcome,
+    OverCap,
     conditional_accuracy,
     local_accuracy,
     mcnemar,
@@ -57,6 +60,11 @@ class Entry:
     scores: Float[np.ndarray, " n"] | None
     attempt_first: bool
     asked: Bool[np.ndarray, " n"] | None = None
+
+    @property
+    def calls(self) -> Bool[np.ndarray, " n"]:
+        """The prompts that are to go to the cloud, before the cap."""
+        return self.results.called if self.asked is None else self.asked
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,7 @@ class Comparison:
         seed: decided ties of scores, and the resampling.
         n: number of test prompts.
         degraded: most answers of a method and seed that the device gave because the cloud failed.
+        over_cap: what became of a policy's own calls beyond the cap.
     """
 
     methods: tuple[Method, ...]
@@ -115,6 +124,7 @@ class Comparison:
     seed: int
     n: int
     degraded: int = 0
+    over_cap: OverCap = "wrong"
 
 
 # --- numbers ---
@@ -128,6 +138,7 @@ def compare(
     *,
     device: str,
     cloud: str,
+    over_cap: OverCap = "wrong",
 ) -> Comparison:
     """All numbers of the comparison.
 
@@ -142,6 +153,7 @@ def compare(
             the cloud is recovered.
         cloud: the method whose overall accuracy is where all of it is. It has no device part:
             only its accuracy and its usage mean something.
+        over_cap: with what the entries were made, for the caption.
 
     Raises ValueError at an unknown name, a method without entries, numbers of seeds that differ,
     prompts that differ, a cloud answer that is missing, or a score that is not finite.
@@ -157,7 +169,7 @@ def compare(
         rows.append(Method(name, len(entries), spreads, difference))
     n = methods[reference][0].outcome.prompt_ids.size
     degraded = max(int(e.outcome.degraded.sum()) for entries in methods.values() for e in entries)
-    return Comparison(tuple(rows), reference, device, cloud, cap, seed, n, degraded)
+    return Comparison(tuple(rows), reference, device, cloud, cap, seed, n, degraded, over_cap)
 
 
 def _check(methods: Mapping[str, Sequence[Entry]], named: Mapping[str, str]) -> None:
@@ -208,7 +220,7 @@ def _numbers(
         "overall": overall,
         "conditional": conditional.value if conditional else None,
         "local": local_accuracy(results).value,
-        "call_ratio": float(np.mean(results.called if entry.asked is None else entry.asked)),
+        "call_ratio": float(entry.calls.mean()),
         "offloaded": offload_ratio(outcome),
         "needless": routing.needless,
         "missed": routing.missed,
@@ -269,15 +281,7 @@ def _difference(reference: Sequence[Entry], entries: Sequence[Entry], seed: int)
 
 # --- words ---
 
-_NO_MEANING = "–"
-
-
-def _decimals(decimals: int, scale: float = 1) -> Callable[[float], str]:
-    # Adding 0.0 turns a rounded -0.0 into 0.0.
-    return lambda x: f"{round(scale * x, decimals) + 0.0:,.{decimals}f}".replace("-", "−")
-
-
-_percent = _decimals(1, 100)
+_percent = decimals(1, 100)
 _MAIN = {
     "overall": ("overall", _percent),
     "conditional": ("conditional", _percent),
@@ -298,37 +302,28 @@ _ROUTING = {
     "oracle_gap": ("gap to oracle", _percent),
 }
 _USAGE = {
-    "device_tokens": ("device tokens", _decimals(1)),
-    "cloud_tokens": ("cloud tokens", _decimals(1)),
-    "device_seconds": ("device seconds", _decimals(2)),
-    "cloud_seconds": ("cloud seconds", _decimals(2)),
-    "seconds": ("seconds", _decimals(2)),
-    "dollars": ("dollars per 1,000 prompts", _decimals(3, 1000)),
+    "device_tokens": ("device tokens", decimals(1)),
+    "cloud_tokens": ("cloud tokens", decimals(1)),
+    "device_seconds": ("device seconds", decimals(2)),
+    "cloud_seconds": ("cloud seconds", decimals(2)),
+    "seconds": ("seconds", decimals(2)),
+    "dollars": ("dollars per 1,000 prompts", decimals(3, 1000)),
 }
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One table as text: all that markdown, LaTeX and the terminal share."""
-
-    header: tuple[str, ...]
-    body: tuple[tuple[str, ...], ...]
-    caption: str
 
 
 def _cells(method: Method, columns: Mapping[str, tuple[str, Callable[[float], str]]]):
     for key, (_, written) in columns.items():
         spread = method.numbers[key]
         if spread is None:
-            yield _NO_MEANING
+            yield NO_MEANING
         elif spread.deviation is None:
             yield written(spread.mean)
         else:
             yield f"{written(spread.mean)} ± {written(spread.deviation)}"
 
 
-def _block(comparison: Comparison, columns, caption: str) -> _Block:
-    return _Block(
+def _block(comparison: Comparison, columns, caption: str) -> Block:
+    return Block(
         header=("", *(title for title, _ in columns.values())),
         body=tuple((method.name, *_cells(method, columns)) for method in comparison.methods),
         caption=caption,
@@ -344,7 +339,7 @@ def _points(estimate: Estimate) -> str:
 
 def _difference_cells(difference: Difference | None) -> tuple[str, str]:
     if difference is None:
-        return _NO_MEANING, _NO_MEANING
+        return NO_MEANING, NO_MEANING
     p = difference.p
     return _points(difference.estimate), "< 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -357,22 +352,28 @@ def _seeds(comparison: Comparison) -> str:
     return f"{most} seeds" + (f" ({', '.join(single)}: one)" if single else "")
 
 
-def _main(comparison: Comparison) -> _Block:
+def _main(comparison: Comparison) -> Block:
     block = _block(comparison, _MAIN, "")
     extra = [_difference_cells(method.difference) for method in comparison.methods]
     reference = comparison.reference
-    return _Block(
+    return Block(
         header=(*block.header, f"{reference} − method", "p"),
         body=tuple((*row, *more) for row, more in zip(block.body, extra, strict=True)),
         caption=(
             f"Percent of n = {comparison.n:,} test prompts, {_seeds(comparison)}; calls capped at "
-            f"{100 * comparison.cap:g} %. A response that calls counts as wrong where the "
-            f"cap keeps it from the cloud; the call ratio is before the cap. ±: sample "
-            f"standard deviation over seeds. {reference} − method: in overall accuracy, in "
-            f"points; brackets: 95 % interval (bootstrap over seeds and prompts); p: sign-flip "
-            f"test clustered by prompt, with one seed McNemar's exact test." + _degraded(comparison)
+            f"{100 * comparison.cap:g} %. {_OVER_CAP[comparison.over_cap]}; the call ratio is "
+            f"before the cap. ±: sample standard deviation over seeds. {reference} − method: in "
+            f"overall accuracy, in points; brackets: 95 % interval (bootstrap over seeds and "
+            f"prompts); p: sign-flip test clustered by prompt, with one seed McNemar's exact test."
+            + _degraded(comparison)
         ),
     )
+
+
+_OVER_CAP = {
+    "wrong": "A response that calls counts as wrong where the cap keeps it from the cloud",
+    "device": "A call that the cap keeps from the cloud is taken back, and the device answers",
+}
 
 
 def _degraded(comparison: Comparison) -> str:
@@ -381,7 +382,7 @@ def _degraded(comparison: Comparison) -> str:
     return f" The cloud failed: up to {comparison.degraded:,} answers of a row are the device's."
 
 
-def _routing(comparison: Comparison) -> _Block:
+def _routing(comparison: Comparison) -> Block:
     caption = (
         f"Percent, n = {comparison.n:,}, {_seeds(comparison)}, cap {100 * comparison.cap:g} %, "
         f"seed {comparison.seed}; ±: sample standard deviation over seeds. Needless: offloaded, "
@@ -397,7 +398,7 @@ def _routing(comparison: Comparison) -> _Block:
     return _block(comparison, _ROUTING, caption)
 
 
-def _usage_block(comparison: Comparison) -> _Block:
+def _usage_block(comparison: Comparison) -> Block:
     caption = (
         f"Per test prompt (n = {comparison.n:,}), {_seeds(comparison)}, cap "
         f"{100 * comparison.cap:g} %, seed {comparison.seed}; ±: sample standard deviation over "
@@ -409,69 +410,18 @@ def _usage_block(comparison: Comparison) -> _Block:
     return _block(comparison, _USAGE, caption)
 
 
-def _blocks(comparison: Comparison) -> tuple[_Block, ...]:
+def _blocks(comparison: Comparison) -> tuple[Block, ...]:
     return _main(comparison), _routing(comparison), _usage_block(comparison)
 
 
 def markdown(comparison: Comparison) -> str:
     """The main table, the routing table and the usage table as markdown, captions below."""
-    return "\n".join(map(_markdown, _blocks(comparison)))
-
-
-def _markdown(block: _Block) -> str:
-    def line(texts):
-        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |\n"
-
-    rule = "|---" + "|---:" * (len(block.header) - 1) + "|\n"
-    return line(block.header) + rule + "".join(map(line, block.body)) + f"\n{block.caption}\n"
+    return "\n".join(map(blocks.markdown, _blocks(comparison)))
 
 
 def latex(comparison: Comparison) -> str:
     """The same three tables for LaTeX with `booktabs` and `graphicx`, as wide as the text."""
-    return "\n".join(map(_latex, _blocks(comparison)))
-
-
-def _latex(block: _Block) -> str:
-    def line(texts):
-        return "    " + " & ".join(map(_escaped, texts)) + r" \\"
-
-    lines = (
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{_escaped(block.caption)}}}",
-        r"  \resizebox{\textwidth}{!}{%",
-        rf"  \begin{{tabular}}{{l{'r' * (len(block.header) - 1)}}}",
-        r"    \toprule",
-        line(block.header),
-        r"    \midrule",
-        *map(line, block.body),
-        r"    \bottomrule",
-        r"  \end{tabular}}",
-        r"\end{table}",
-    )
-    return "\n".join(lines) + "\n"
-
-
-_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "|": "$|$",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "×": r"$\times$",
-    "α": r"$\alpha$",
-    "ρ": r"$\rho$",
-}
-
-
-def _escaped(text: str) -> str:
-    # Braces keep a bracket at the start of a row from being read as the length after its \\.
-    text = "".join(_LATEX.get(c, c) for c in text)
-    return f"{{[}}{text[1:]}" if text.startswith("[") else text
+    return "\n".join(map(blocks.latex, _blocks(comparison)))
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

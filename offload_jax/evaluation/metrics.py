@@ -9,11 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from offload_jax.evaluation.records import Columns, Record, check_same_prompts, columns
+from offload_jax.evaluation.records import (
+    Columns,
+    Record,
+    check_same_prompts,
+    columns,
+    without_calls,
+)
+
+OverCap = Literal["wrong", "device"]  # what becomes of a call beyond the cap
 
 
 @dataclass(frozen=True)
@@ -123,10 +132,16 @@ def outcome_of(results: Columns, offloaded: Bool[np.ndarray, " n"], name: str) -
     )
 
 
-def capped(results: Columns, cap: float, seed: int) -> Outcome:
-    """The policy's own calls, up to the cap. A call beyond it is not solved again: it is wrong."""
+def capped(results: Columns, cap: float, seed: int, over_cap: OverCap = "wrong") -> Outcome:
+    """The policy's own calls, up to the cap.
+
+    A call beyond it is not solved again, so it is "wrong", as the paper's numbers imply; or the
+    "device" answers without the offer to call, by its fallback. Raises ValueError where that
+    is not known.
+    """
     offloaded = apply_cap(results.called, results.prompt_ids, cap, seed)
-    return outcome_of(results, offloaded, "offloading")
+    retained = without_calls(results) if over_cap == "device" else results
+    return outcome_of(retained, offloaded, "offloading")
 
 
 def randomly_offloaded(results: Columns, cap: float, seed: int) -> Outcome:

@@ -43,6 +43,8 @@ class OutOfDomain:
         seed: which calls survive the cap.
         dtype: of a Hugging Face folder's or a GGUF file's weights, and of activations.
         help: the system prompt allows a call.
+        ask_all: ask the cloud for every prompt, as random offloading and the cloud alone need, not
+            only for those that call.
         workers: processes that grade answers.
         seconds: of a worker's CPU time that grading one answer may take.
         usage: what seconds and dollars are reckoned with.
@@ -58,6 +60,7 @@ class OutOfDomain:
     seed: int = 0
     dtype: Dtype = "float32"
     help: bool = True
+    ask_all: bool = False
     workers: int = 2
     seconds: float = 3.0
     usage: UsageConfig = dataclasses.field(default_factory=UsageConfig)
@@ -165,6 +168,7 @@ def _records(
                 seed=settings.seed,
                 batch=settings.batch,
                 usage=settings.usage,
+                ask_all=settings.ask_all,
                 fallbacks=True,
             )
             write_records(path, records)

@@ -18,6 +18,7 @@ from offload_jax.evaluation.budgets import (
 from offload_jax.evaluation.comparison import Entry, as_json, compare, latex, markdown, terminal
 from offload_jax.evaluation.figures import bars, budget_curves, sweep, training_curves
 from offload_jax.evaluation.metrics import (
+    OverCap,
     capped,
     conditional_accuracy,
     offload_limit,
@@ -30,13 +31,24 @@ from offload_jax.training.study import REFERENCE, Study, variant_name
 from offload_jax.training.study_table import CLOUD, Seed, entries, label, ordered, seeds_of
 
 
-def report(study: Study, path: str | Path, console: rich.console.Console) -> None:
+def report(
+    study: Study,
+    path: str | Path,
+    console: rich.console.Console,
+    over_cap: OverCap = "wrong",
+) -> None:
     """Writes table.{md,tex,json} and figures/, and prints the table."""
     path, cap = Path(path).resolve(), study.base.evaluation.cap
-    rows, seeds = entries(study, path), seeds_of(study, path)
+    rows, seeds = entries(study, path, over_cap), seeds_of(study, path)
     base = label(study.routed)
     comparison = compare(
-        rows, reference=label(REFERENCE), device=base, cloud=CLOUD, cap=cap, seed=study.seeds[0]
+        rows,
+        reference=label(REFERENCE),
+        device=base,
+        cloud=CLOUD,
+        cap=cap,
+        seed=study.seeds[0],
+        over_cap=over_cap,
     )
     (path / "table.md").write_text(markdown(comparison), encoding="utf-8")
     (path / "table.tex").write_text(latex(comparison), encoding="utf-8")
@@ -48,7 +60,7 @@ def report(study: Study, path: str | Path, console: rich.console.Console) -> Non
     _filter(study, rows, figures / "filter.png")
     _difficulty(study, seeds, figures / "difficulty.png")
     for name in study.sweeps:
-        _sweep(study, seeds, name, figures)
+        _sweep(study, seeds, name, figures, over_cap)
     console.print(terminal(comparison))
     console.print(f"table.md, table.tex, table.json and figures are in {path}")
 
@@ -97,7 +109,7 @@ def _shares(row: Sequence[Entry]) -> list[list[float]]:
     overall = [100 * overall_accuracy(entry.outcome).value for entry in row]
     conditional = [conditional_accuracy(entry.outcome) for entry in row]
     local = [100 * float(entry.results.device_correct.mean()) for entry in row]
-    calls = [100 * float(entry.results.called.mean()) for entry in row]
+    calls = [100 * float(entry.calls.mean()) for entry in row]
     return [overall, [100 * c.value for c in conditional if c is not None], local, calls]
 
 
@@ -120,7 +132,9 @@ def _difficulty(study: Study, seeds: Sequence[Seed], path: Path) -> None:
     bars([f"{size} numbers" for size in sizes], series, "", "responses that call (%)", path)
 
 
-def _sweep(study: Study, seeds: Sequence[Seed], name: str, figures: Path) -> None:
+def _sweep(
+    study: Study, seeds: Sequence[Seed], name: str, figures: Path, over_cap: OverCap
+) -> None:
     """Validation accuracy and calls of the swept methods at each value; no test prompt decides."""
     settings = study.sweeps[name]
     measured: dict[str, list[list[float]]] = {}
@@ -135,7 +149,7 @@ def _sweep(study: Study, seeds: Sequence[Seed], name: str, figures: Path) -> Non
             for seed in seeds[: settings.seeds]:
                 results = seed.results(policy, "validation")
                 found = {
-                    "overall": capped(results, cap, seed.seed).correct,
+                    "overall": capped(results, cap, seed.seed, over_cap).correct,
                     "local": results.device_correct,
                     "calls": results.called,
                 }

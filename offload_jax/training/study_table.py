@@ -14,7 +14,7 @@
 A threshold offloads the cap's share of validation prompts. On test prompts what asks for the cloud
 beyond the cap goes back to the device. In the rows of `routed`, which is not meant to call, and of
 a dial the device then answers, by its fallback where its response was a call; a policy's own call
-beyond the cap is wrong.
+beyond the cap is wrong, or answered in the same way (`over_cap`).
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from jaxtyping import Float
 from offload_jax.evaluation.budgets import calibrate, oracle_scores, thresholded, top_scores
 from offload_jax.evaluation.comparison import Entry
 from offload_jax.evaluation.metrics import (
+    OverCap,
     capped,
     cloud_only,
     offload_limit,
@@ -81,26 +82,25 @@ def seeds_of(study: Study, path: str | Path) -> list[Seed]:
     return [Seed(Workdir(Path(path).resolve() / f"seed{seed}"), seed) for seed in study.seeds]
 
 
-def entries(study: Study, path: str | Path) -> dict[str, list[Entry]]:
+def entries(study: Study, path: str | Path, over_cap: OverCap = "wrong") -> dict[str, list[Entry]]:
     """The table's rows in order, each with one entry per seed."""
     rows: dict[str, list[Entry]] = {}
     for seed in seeds_of(study, path):
-        for name, entry in _of_seed(study, seed).items():
+        for name, entry in _of_seed(study, seed, over_cap).items():
             rows.setdefault(name, []).append(entry)
     rows[CLOUD] = rows[CLOUD][:1]  # the cloud knows no seeds
     return rows
 
 
-def _of_seed(study: Study, seed: Seed) -> dict[str, Entry]:
+def _of_seed(study: Study, seed: Seed, over_cap: OverCap) -> dict[str, Entry]:
     cap = study.base.evaluation.cap
     splits = ("test", "validation")
     test, validation = (without_calls(seed.results(study.routed, split)) for split in splits)
     nobody = outcome_of(test, np.zeros(len(test.prompt_ids), bool), "no offloading")
     everyone, random = cloud_only(test), randomly_offloaded(test, cap, seed.seed)
-    begin = seed.results(BASE)
     rows = {
         CLOUD: _asked(test, everyone, everyone.offloaded, None, False),
-        "Start": Entry(begin, capped(begin, cap, seed.seed), None, True),
+        "Start": _own(seed.results(BASE), cap, seed.seed, over_cap),
         label(study.routed): Entry(test, nobody, None, True),
         "& Naive Offloading": _asked(test, random, random.offloaded, None, False),
     }
@@ -111,24 +111,30 @@ def _of_seed(study: Study, seed: Seed) -> dict[str, Entry]:
             for split, results in (("validation", validation), ("test", test))
         ]
         attempt_first = settings.reads == "prompt_and_response"
-        rows[label(name)] = _routed(seed, validation, test, *scores, cap, attempt_first)
+        rows[label(name)] = routed(seed, validation, test, *scores, cap, attempt_first)
     for name, score in _free_scores(study).items():
-        rows[name] = _routed(seed, validation, test, score(validation), score(test), cap)
+        rows[name] = routed(seed, validation, test, score(validation), score(test), cap)
     perfect = oracle_scores(test)
     chosen = top_scores(perfect, test.prompt_ids, offload_limit(len(perfect), cap), seed.seed)
     rows["& oracle"] = _asked(test, outcome_of(test, chosen, "the oracle"), chosen, perfect, True)
     for name in ordered(study.methods):
         if name == study.routed:
             continue
-        own = seed.results(name)
-        rows[label(name)] = Entry(own, capped(own, cap, seed.seed), None, True)
+        rows[label(name)] = _own(seed.results(name), cap, seed.seed, over_cap)
         own, held_out = (without_calls(seed.results(name, split)) for split in splits)
-        dial = _routed(seed, held_out, own, held_out.p_call, own.p_call, cap)
+        dial = routed(seed, held_out, own, held_out.p_call, own.p_call, cap)
         rows[f"{label(name)} + dial"] = dial
     return rows
 
 
-def _routed(
+def _own(results: Columns, cap: float, seed: int, over_cap: OverCap) -> Entry:
+    """A policy's own calls."""
+    outcome = capped(results, cap, seed, over_cap)
+    retained = without_calls(results) if over_cap == "device" else results
+    return _asked(retained, outcome, results.called, None, True)
+
+
+def routed(
     seed: Seed,
     validation: Columns,
     test: Columns,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from offload_jax.evaluation import metrics
 from offload_jax.evaluation.records import columns
-from tests.evaluation.samples import many
+from tests.evaluation.samples import many, record
 
 OUTCOMES = st.lists(st.sampled_from(["right", "wrong", "call"]), min_size=1, max_size=40)
 CAPS = st.floats(0, 1)
@@ -119,6 +119,25 @@ def test_a_policy_that_always_calls_scores_the_cap_times_the_clouds_accuracy():
     assert np.mean(scores) == pytest.approx(0.3 * cloud.mean(), abs=0.003)
     assert max(scores) <= 0.3
     assert metrics.conditional_accuracy(metrics.capped(results, 0.3, 0)).value == 0.0
+
+
+def test_calls_over_the_cap_are_wrong_or_the_devices():
+    calls = [record(i, "call", cloud=True, fallback=i % 2 == 0) for i in range(10)]
+    others = [record(i, "right" if i < 15 else "wrong", cloud=False) for i in range(10, 20)]
+    results = columns(calls + others)
+    wrong, device = (metrics.capped(results, 0.2, 3, way) for way in ("wrong", "device"))
+    np.testing.assert_array_equal(wrong.offloaded, device.offloaded)
+    assert wrong.offloaded.sum() == 4 and wrong.correct.sum() == 4 + 5
+    retained = ~device.offloaded[:10]
+    assert device.correct.sum() == 9 + (retained & (np.arange(10) % 2 == 0)).sum()
+    assert (device.retained_correct == (device.correct & ~device.offloaded)).all()
+
+
+def test_the_device_answers_over_the_cap_only_where_its_answers_are_known():
+    results = columns([record(0, "call", cloud=True), record(1, "right", cloud=True)])
+    assert metrics.capped(results, 1.0, 0).correct.all()
+    with pytest.raises(ValueError, match="when its call is refused is not known of 1 prompts"):
+        metrics.capped(results, 1.0, 0, "device")
 
 
 def test_the_papers_overall_accuracy_follows_from_its_conditional_one():
