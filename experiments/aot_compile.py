@@ -18,14 +18,14 @@ from experiments.flags import parser
 from offload_jax.aot import (
     DoesNotFitError,
     Program,
-    Workload,
     check,
     collective_rows,
     programs,
     topology,
+    workload_of,
 )
-from offload_jax.scaling import CHIPS, GIB, Assumptions, Chip, Estimate, estimate
-from offload_jax.settings import nearest, parse, require
+from offload_jax.scaling import GIB, Assumptions, Chip, Estimate, chip_of, estimate
+from offload_jax.settings import require
 from offload_jax.sharding import make_mesh
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/math_llama32_3b.py", "The experiment.")
@@ -78,30 +78,6 @@ def main(argv: list[str]) -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0 if fits else 1)
-
-
-def workload_of(config) -> Workload:
-    """The sections of an experiment's config that are compiled; the others are not read."""
-    config = config.copy_and_resolve_references()
-    names = [name for name in ("device", "sampling", "learning", "mesh") if name in config]
-    require(config.get("device", {}).get("pretrained") is None, _NO_CHECKPOINT)
-    return parse(Workload, {name: config[name] for name in names})
-
-
-_NO_CHECKPOINT = (
-    "config.device.pretrained is set; give the model's shape in config.device instead, so that no"
-    " checkpoint is needed."
-)
-
-
-def chip_of(topology: str) -> Chip:
-    """The chip of a slice."""
-    kind = topology.split(":")[0]
-    require(
-        kind in CHIPS,
-        f"--topology={topology}: the chip must be one of {', '.join(CHIPS)}{nearest(kind, CHIPS)}",
-    )
-    return CHIPS[kind]
 
 
 def as_json(program: Program, capacity: float) -> dict:

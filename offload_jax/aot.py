@@ -24,7 +24,7 @@ from offload_jax.hlo import Collective, Work, work
 from offload_jax.learning.update import TrainState, WeightedResponses, state_shapes, update
 from offload_jax.sampling.compaction import grids
 from offload_jax.sampling.rollout import PromptBatch, SamplingConfig, rollout
-from offload_jax.settings import require
+from offload_jax.settings import parse, require
 from offload_jax.sharding import MeshConfig, prompt_shards, sharding_of
 from offload_jax.training.experiment import LearningSettings
 from offload_jax.training.post_training import update_options
@@ -72,6 +72,20 @@ class Program:
 
 class DoesNotFitError(Exception):
     """The compiler found no way to fit a program into a chip's memory."""
+
+
+def workload_of(config) -> Workload:
+    """The sections of an experiment's config that are compiled; the others are not read."""
+    config = config.copy_and_resolve_references()
+    names = [name for name in ("device", "sampling", "learning", "mesh") if name in config]
+    require(config.get("device", {}).get("pretrained") is None, _NO_CHECKPOINT)
+    return parse(Workload, {name: config[name] for name in names})
+
+
+_NO_CHECKPOINT = (
+    "config.device.pretrained is set; give the model's shape in config.device instead, so that no"
+    " checkpoint is needed."
+)
 
 
 def topology(name: str) -> list[jax.Device]:

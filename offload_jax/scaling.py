@@ -9,6 +9,7 @@ import math
 
 from offload_jax.aot import Workload
 from offload_jax.device.params import count_params
+from offload_jax.settings import nearest, require
 
 GIB = 2**30
 
@@ -33,6 +34,18 @@ CHIPS = {
     "v6e": Chip("TPU v6 lite", 918e12, 32 * GIB, 1640e9, 400e9, 1, 256),
     "tpu7x": Chip("TPU7x", 2307e12, 192 * GIB, 7380e9, 600e9, 2, 9216),
 }
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a slice."""
+    kind = topology.split(":")[0]
+    require(
+        kind in CHIPS,
+        f"--topology={topology}: the chip must be one of {', '.join(CHIPS)}{nearest(kind, CHIPS)}",
+    )
+    return CHIPS[kind]
+
+
 # The update's FLOPs over 6 N tokens: attention and what "full" rematerialisation computes again
 # (compiled for v5e at 1024 + 1024 tokens).
 UPDATE_FACTOR = 1.35

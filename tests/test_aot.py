@@ -6,13 +6,12 @@ import importlib.util
 import jax
 import pytest
 
-from experiments import aot_compile
-from offload_jax.aot import Workload, check, programs, topology
+from offload_jax.aot import Workload, check, programs, topology, workload_of
 from offload_jax.device.config import DeviceConfig
 from offload_jax.device.params import count_params
 from offload_jax.learning.optimizer import OptimizerConfig
 from offload_jax.sampling.rollout import SamplingConfig
-from offload_jax.scaling import CHIPS, Assumptions, estimate
+from offload_jax.scaling import CHIPS, Assumptions, chip_of, estimate
 from offload_jax.sharding import MeshConfig, make_mesh
 from offload_jax.training.experiment import BatchSettings, LearningSettings
 
@@ -70,7 +69,7 @@ def test_what_does_not_divide_is_refused_before_anything_is_compiled():
 
 def test_an_unknown_chip_is_refused_by_name():
     with pytest.raises(ValueError, match=r"v5ee.*did you mean 'v5e'"):
-        aot_compile.chip_of("v5ee:8x8")
+        chip_of("v5ee:8x8")
 
 
 def test_the_papers_configs_parse_and_have_their_models_size():
@@ -78,7 +77,7 @@ def test_the_papers_configs_parse_and_have_their_models_size():
         spec = importlib.util.spec_from_file_location(name, f"configs/{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        workload = aot_compile.workload_of(module.get_config())
+        workload = workload_of(module.get_config())
         assert count_params(workload.device) == pytest.approx(size, rel=1e-3)
         batch = workload.learning.batch.prompts, workload.sampling.group
         assert batch == (128, 8)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -51,6 +52,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             device=ocp.args.JsonSave(dataclasses.asdict(config)),
             vocabulary=ocp.args.JsonSave(vocabulary.to_json()),
+            fingerprints=ocp.args.JsonSave(fingerprints(state)),
         )
         self._manager.save(int(state.step), args=items, force=True)
 
@@ -68,9 +70,13 @@ class Checkpoints:
         frozen, trained = lora.split(like.params)
         saved = like.replace(params=trained)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), fingerprints=ocp.args.JsonRestore()
+        )
         try:
-            state = self._manager.restore(step, args=items)["state"]
+            restored = self._manager.restore(step, args=items)
+            state = restored["state"]
+            check_fingerprints(state, restored["fingerprints"])
         except Exception as error:  # of what kind depends on what is damaged
             raise ValueError(
                 f"{self.folder}/{step} cannot be restored: it is damaged, or no checkpoint of this"
@@ -126,7 +132,7 @@ def load_policy(
     require(folder.is_dir(), f"{folder} does not exist; a checkpoint is expected there.")
     handlers = {"state": ocp.PyTreeCheckpointHandler()}
     options = ocp.CheckpointManagerOptions(read_only=True)
-    items = ("state", "device", "vocabulary")
+    items = ("state", "device", "vocabulary", "fingerprints")
     with ocp.CheckpointManager(
         folder, item_names=items, item_handlers=handlers, options=options
     ) as manager:
@@ -136,9 +142,12 @@ def load_policy(
             said = manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    device=ocp.args.JsonRestore(), vocabulary=ocp.args.JsonRestore()
+                    device=ocp.args.JsonRestore(),
+                    vocabulary=ocp.args.JsonRestore(),
+                    fingerprints=ocp.args.JsonRestore(),
                 ),
             )
+            prints = said["fingerprints"]
             config = parse(DeviceConfig, _tuples(said["device"]), f"{folder}/{step}/device")
             vocabulary = Vocabulary.from_json(said["vocabulary"])
         except (KeyError, TypeError, FileNotFoundError) as error:
@@ -158,11 +167,44 @@ def load_policy(
             restore_args=ocp.checkpoint_utils.construct_restore_args(like),
             partial_restore=True,
         )
-        params = manager.restore(step, args=ocp.args.Composite(state=state))["state"]["params"]
+        restored = manager.restore(step, args=ocp.args.Composite(state=state))["state"]
+        check_fingerprints(restored, prints)
+        params = restored["params"]
     if config.lora:
         base = Pretrained(config.pretrained).params(config, jax.random.key(0), mesh)
         params = {**base, **params}
     return params, config, vocabulary
+
+
+def fingerprints(arrays: Any) -> dict[str, int]:
+    """A number for each array's bits, by its place in the tree, whatever its sharding.
+
+    The sum, modulo 2^32, of all 32-bit words times odd factors that depend on their place, so that
+    any one changed word changes it. orbax's files hold no check sums of their own.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+    return {name: int(value) for name, value in jax.device_get(_fingerprints(named)).items()}
+
+
+@jax.jit
+def _fingerprints(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: _fingerprint(x) for name, x in arrays.items()}
+
+
+def _fingerprint(x: jax.Array) -> jax.Array:
+    word = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
+    words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+    place = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        place = place * size + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+
+def check_fingerprints(arrays: Any, saved: Mapping[str, int]) -> None:
+    """Raises a ValueError if an array is not bit for bit the one that was saved."""
+    for name, value in fingerprints(arrays).items():
+        require(saved.get(name) == value, f"{name} is not what was saved")
 
 
 def _first_line(error: Exception) -> str:
