@@ -2,7 +2,8 @@
 
 A checkpoint holds the weights, the optimiser's state and the step; the random keys and the place
 in the data follow from the step (see `offload_jax.sampling.rollout`, `offload_jax.training.data`).
-Beside them lie the shape of the device LLM and its vocabulary, so that a checkpoint stands alone.
+Beside them lie the shape of the device LLM and its vocabulary, so that a checkpoint stands alone,
+and a fingerprint of every array, so that damage is noticed.
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: there is no checkpoint of that step.
-            ValueError: it is torn, or of another shape.
+            ValueError: it is damaged, or of another shape.
         """
         self._manager.wait_until_finished()
         step = self.latest_step() if step is None else step
