@@ -48,7 +48,7 @@ def get_config(size: str = "full") -> ConfigDict:
             "group": 8,
             "prompt_tokens": 112,
             "response_tokens": 76,
-            "temperature": 0.6,
+            "temperature": 1.0,
             "cache_tokens": 32,
             "shrink": 0.5,
         }
@@ -69,7 +69,7 @@ def get_config(size: str = "full") -> ConfigDict:
             "batch": {"prompts": 16, "micro_prompts": 4, "length_buckets": 2},
             "optimizer": _optimizer(rate=2e-4 if size == "lora" else 2e-5, warmup_steps=4),
             "objective": {"name": "gapg", "updates": 1, "clip": 0.2},
-            "reward": {"answer": 1.0, "call": 0.45, "format": 0.0},
+            "reward": {"answer": 1.0, "call": 0.5, "format": 0.0},
             "filter": {"enabled": True, "rho": 3 / 7, "solved": "any_correct"},
             "collapse_patience": 3,
         }
