@@ -29,6 +29,7 @@ from offload_jax.serving.attempt import Attempt, Question, QueueFullError
 from offload_jax.serving.pieces import Pieces
 from offload_jax.serving.slots import Entrant, admit, advance, empty_slots, opening_logprobs
 from offload_jax.settings import require
+from offload_jax.sharding import prompt_shards
 from offload_jax.tasks.task import Kind, Parsed, Prompt
 
 _SMALLEST = 16  # tokens; narrower prompts are padded to it
@@ -74,6 +75,7 @@ class SlotEngine:
         sampling = sampler.sampling
         longest = sampling.prompt_tokens + sampling.response_tokens + len(self._opened)
         self._widths = _widths(longest)
+        self._rows = _rows(self.config.slots, prompt_shards(sampler.mesh))
         # The chunk in which a response ends is whole.
         self._positions = _rounded(longest + fallback_tokens(sampling) + self.config.chunk)
         self._tickets: list[_Ticket | None] = [None] * self.config.slots  # the thread's own
@@ -204,9 +206,10 @@ class SlotEngine:
             self._slots = empty_slots(
                 self._device, self.config.slots, self._positions, sampling.response_tokens
             )
-            for width in [*self._widths, self._widths[0]]:  # the first also from `advance`'s slots
+            for width in self._widths:
                 self._admit(0, [0] * width, nothing, 1)
-                self._advance()
+            for rows in self._rows:
+                self._advance(rows)
             self._score(0, 1, 0)
 
     def _run(self) -> None:
@@ -237,6 +240,8 @@ class SlotEngine:
                 return False
             entering = []
             for slot, ticket in enumerate(self._tickets):
+                if ticket is not None and ticket.cancelled:
+                    self._tickets[slot] = ticket = None
                 if ticket is None and self._waiting:
                     self._tickets[slot] = self._waiting.popleft()
                     entering.append((slot, self._tickets[slot]))
@@ -247,15 +252,14 @@ class SlotEngine:
 
     def _step(self) -> None:
         """Some tokens for every slot; the pieces and attempts that come of them."""
-        slots = self._advance()
+        used = max((i for i, ticket in enumerate(self._tickets) if ticket is not None), default=0)
+        self._advance(next(rows for rows in self._rows if rows > used))
+        slots = self._slots
         tokens, lengths, running, stopped = jax.device_get(
             (slots.tokens, slots.lengths, slots.running, slots.stopped)
         )
         for slot, ticket in enumerate(self._tickets):
-            if ticket is None:
-                continue
-            if ticket.cancelled:
-                self._tickets[slot] = None
+            if ticket is None or ticket.cancelled:
                 continue
             response = tokens[slot, : lengths[slot]].tolist()
             if ticket.revised is None:
@@ -315,11 +319,10 @@ class SlotEngine:
         )
         self._slots = admit(self._params, self._weights, self._slots, entrant, **self._fixed)
 
-    def _advance(self) -> Any:
+    def _advance(self, rows: int) -> None:
         wanted = np.array([ticket is not None for ticket in self._tickets])
-        steps = self.config.chunk
-        self._slots = advance(self._weights, self._slots, wanted, steps=steps, **self._fixed)
-        return self._slots
+        shape = {"steps": self.config.chunk, "rows": rows}
+        self._slots = advance(self._weights, self._slots, wanted, **shape, **self._fixed)
 
     def _score(self, slot: int, length: int, token: int) -> Any:
         where = np.int32(slot), np.int32(length), np.int32(token)
@@ -413,6 +416,17 @@ def _widths(longest: int) -> list[int]:
     """To which prompts are padded: powers of two, and the longest."""
     powers = (_SMALLEST << i for i in itertools.count())
     return [*itertools.takewhile(lambda width: width < longest, powers), _rounded(longest)]
+
+
+def _rows(slots: int, shards: int) -> list[int]:
+    """How many slots may be decoded: a quarter of them, and so on, while few are in use.
+
+    The first slots all belong to one device: if there are several, all slots take part.
+    """
+    rows = [slots]
+    while shards == 1 and rows[-1] >= 4:
+        rows.append(rows[-1] // 4)
+    return rows[::-1]
 
 
 def _rounded(tokens: int) -> int:

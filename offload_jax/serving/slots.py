@@ -111,14 +111,10 @@ def admit(
         lengths=jnp.zeros(1, jnp.int32),
     )
     row = _sampled(row, model.logits_first(weights, hidden.T[..., None]), stops)
-
-    def put(x, new):
-        return jax.lax.dynamic_update_slice(x, new, (entrant.slot, *[0] * (x.ndim - 1)))
-
-    return _pinned(jax.tree.map(put, slots, row))
+    return _written(slots, row, entrant.slot)
 
 
-@partial(jax.jit, static_argnames=("config", "stops", "steps"), donate_argnames="slots")
+@partial(jax.jit, static_argnames=("config", "stops", "steps", "rows"), donate_argnames="slots")
 def advance(
     weights: Params,
     slots: Slots,
@@ -127,6 +123,7 @@ def advance(
     config: DeviceConfig,
     stops: tuple[int, ...],
     steps: int,
+    rows: int,
 ) -> Slots:
     """The slots some tokens later.
 
@@ -137,27 +134,28 @@ def advance(
         config: the shape of the device LLM.
         stops: ids of the tokens that end a response.
         steps: the most tokens of each row; fewer if all of them end before.
+        rows: so many slots, the first ones, take part; nothing may run in the others.
     """
-    slots = slots.replace(running=slots.running & wanted)
-    n = slots.token.shape[0]
+    part = jax.tree.map(lambda x: x[:rows], slots)
+    part = part.replace(running=part.running & wanted[:rows])
 
     def decode(state):
-        step, slots, recent = state
+        step, part, recent = state
         hidden, recent = model.decode(
-            weights, config, slots.token[:, None], step, slots.filled, slots.caches, recent
+            weights, config, part.token[:, None], step, part.filled, part.caches, recent
         )
-        return step + 1, _sampled(slots, model.logits_first(weights, hidden), stops), recent
+        return step + 1, _sampled(part, model.logits_first(weights, hidden), stops), recent
 
-    step, slots, recent = jax.lax.while_loop(
+    step, part, recent = jax.lax.while_loop(
         lambda state: (state[0] < steps) & jnp.any(state[1].running),
         decode,
-        (jnp.int32(0), slots, _short_caches(config, n, 1, steps)),
+        (jnp.int32(0), part, _short_caches(config, rows, 1, steps)),
     )
     caches = [
-        _appended(cache, new, slots.filled, steps)
-        for cache, (new,) in zip(slots.caches, recent, strict=True)
+        _appended(cache, new, part.filled, steps)
+        for cache, (new,) in zip(part.caches, recent, strict=True)
     ]
-    return _pinned(slots.replace(caches=caches, filled=slots.filled + step))
+    return _written(slots, part.replace(caches=caches, filled=part.filled + step), 0)
 
 
 @partial(jax.jit, static_argnames="config")
@@ -230,7 +228,8 @@ def _draw(slots: Slots, scores: Float[Array, "V n 1"]) -> Int[Array, " n"]:
 
 def _short_caches(config: DeviceConfig, P: int, G: int, steps: int) -> list[list[Cache]]:
     """Per layer, room for a few positions in one stretch."""
-    return model.empty_caches(config, P, G, steps, first=steps + 16)
+    caches = model.empty_caches(config, P, G, steps, first=steps + 16)
+    return jax.tree.map(lambda x: constrain(x, "prompts", "kv_heads"), caches)
 
 
 def _appended(cache: PromptCache, new: Cache, filled: Int[Array, " n"], steps: int) -> PromptCache:
@@ -244,6 +243,15 @@ def _appended(cache: PromptCache, new: Cache, filled: Int[Array, " n"], steps: i
         jax.vmap(partial(put, axis=2))(cache.keys, keys, filled),
         jax.vmap(partial(put, axis=1))(cache.values, values, filled),
     )
+
+
+def _written(slots: Slots, some: Slots, first: Int[Array, ""] | int) -> Slots:
+    """The slots with some of them, from `first` on, replaced."""
+
+    def put(x, new):
+        return jax.lax.dynamic_update_slice(x, new, (first, *[0] * (x.ndim - 1)))
+
+    return _pinned(jax.tree.map(put, slots, some))
 
 
 def _pinned(slots: Slots) -> Slots:

@@ -248,10 +248,10 @@ class Gated(SlotEngine):
 
     gate = None
 
-    def _advance(self):
+    def _advance(self, rows):
         if self.gate is not None:
             self.gate.acquire()
-        return super()._advance()
+        super()._advance(rows)
 
 
 def gated(params, sampler, config):
