@@ -15,7 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from offload_jax.device import model
 from offload_jax.device.config import DeviceConfig
@@ -52,17 +52,27 @@ def call_probabilities(
         decision_point(task.vocabulary, row[:n].tolist(), found.at)
         for row, n, found in zip(rows, np.asarray(lengths)[:, 0], parsed, strict=True)
     ]
-    openings = [task.vocabulary.encode(text) for text in task.openings]
     works = [row[:end].tolist() for row, end in zip(rows, ends, strict=True)]
     begun = extend_prompts(fetch(batch), works, rows.shape[1], task.vocabulary.pad)
-    room = max(map(len, openings))
-    alternatives, counted = np.zeros((2, room), np.int32), np.zeros((2, room), bool)
-    for j, opening in enumerate(openings):
-        alternatives[j, : len(opening)], counted[j, : len(opening)] = opening, True
     scores = _summed_logprobs(
-        params, begun.tokens, begun.lengths, alternatives, counted, config=config
+        params, begun.tokens, begun.lengths, *opening_tokens(task), config=config
     )
-    call, answer = np.asarray(fetch(scores), np.float64).T
+    return preference(fetch(scores))
+
+
+def opening_tokens(task: Task) -> tuple[Int[np.ndarray, "2 R"], Bool[np.ndarray, "2 R"]]:
+    """The tokens of how a call and an answer begin, padded on the right, and which are real."""
+    openings = [task.vocabulary.encode(text) for text in task.openings]
+    room = max(map(len, openings))
+    tokens, counted = np.zeros((2, room), np.int32), np.zeros((2, room), bool)
+    for j, opening in enumerate(openings):
+        tokens[j, : len(opening)], counted[j, : len(opening)] = opening, True
+    return tokens, counted
+
+
+def preference(scores: Float[np.ndarray, "*b 2"]) -> Float[np.ndarray, "*b"]:
+    """P(call) from the log-probabilities of a call's and an answer's opening."""
+    call, answer = np.moveaxis(np.asarray(scores, np.float64), -1, 0)
     return 1 / (1 + np.exp(np.clip(answer - call, -700, 700)))
 
 

@@ -13,6 +13,7 @@ from offload_jax.device.params import Params
 from offload_jax.evaluation.decision import decision_point
 from offload_jax.evaluation.records import Record
 from offload_jax.processes import fetch
+from offload_jax.sampling.rollout import SamplingConfig
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import decode_responses, extend_prompts
 from offload_jax.sharding import place
@@ -70,9 +71,14 @@ def _continued(
 
 def _short(sampler: Sampler) -> Sampler:
     """An answer without work needs few tokens."""
-    few = min(sampler.sampling.response_tokens, 64)
+    few = fallback_tokens(sampler.sampling)
     sampling = dataclasses.replace(sampler.sampling, response_tokens=few)
     return dataclasses.replace(sampler, sampling=sampling)
+
+
+def fallback_tokens(sampling: SamplingConfig) -> int:
+    """The most tokens of an answer that stands in place of a call, its opening not counted."""
+    return min(sampling.response_tokens, 64)
 
 
 def _work(sampler: Sampler, record: Record) -> list[int]:

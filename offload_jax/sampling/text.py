@@ -1,5 +1,6 @@
 """Between text and tokens: prompts in, responses out. A sampled response is never re-tokenised."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,11 +54,7 @@ def extend_prompts(
 
 
 def decode_responses(tokenizer: tokenizers.Tokenizer, rollout: Rollout) -> list[list[str]]:
-    """The responses' texts [P][G], without padding and stop token.
-
-    An id that the tokenizer does not know (a model's vocabulary may be padded) becomes U+FFFD:
-    leaving it out would join what stood on its two sides.
-    """
+    """The responses' texts [P][G], without padding and stop token (see `decode_response`)."""
     P, G, T = rollout.tokens.shape
     ends = np.asarray(rollout.lengths) - np.asarray(rollout.stopped)
     tokens, ends = np.asarray(rollout.tokens).reshape(P * G, T), ends.reshape(P * G)
@@ -65,8 +62,21 @@ def decode_responses(tokenizer: tokenizers.Tokenizer, rollout: Rollout) -> list[
     texts = tokenizer.decode_batch(rows, skip_special_tokens=False)
     size = tokenizer.get_vocab_size()
     for i in np.flatnonzero([max(row, default=0) >= size for row in rows]):
-        texts[i] = " ".join(
-            tokenizer.decode([token], skip_special_tokens=False) if token < size else "\ufffd"
-            for token in rows[i]
-        )
+        texts[i] = decode_response(tokenizer, rows[i])
     return [texts[p * G : (p + 1) * G] for p in range(P)]
+
+
+def decode_response(tokenizer: tokenizers.Tokenizer, tokens: Sequence[int]) -> str:
+    """The text of one response.
+
+    An id that the tokenizer does not know (a model's vocabulary may be padded) becomes U+FFFD:
+    leaving it out would join what stood on its two sides.
+    """
+    size = tokenizer.get_vocab_size()
+    runs = itertools.groupby(tokens, lambda token: token < size)
+    return " ".join(
+        tokenizer.decode(list(run), skip_special_tokens=False)
+        if known
+        else " ".join("\ufffd" for _ in run)
+        for known, run in runs
+    )
