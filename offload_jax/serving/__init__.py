@@ -1,1 +1,1 @@
-"""The trained pair behind an OpenAI-compatible endpoint: the device LLM attempts, the cloud helps."""
+"""The trained pair behind an OpenAI-compatible endpoint: the device tries, the cloud helps."""
