@@ -56,10 +56,10 @@ def serve(settings: Serving, checkpoint: str, workdir: str) -> None:
 
 
 def _engine(*args: Any) -> Any:
-    from offload_jax.serving.engine import SlotEngine
+    from offload_jax.serving.engine import EngineConfig, SlotEngine
 
     params, sampler, slots, queue = args
-    return SlotEngine(params, sampler, slots=slots, queue=queue)
+    return SlotEngine(params, sampler, EngineConfig(slots=slots, queue=queue))
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -126,7 +126,8 @@ def open_service(
         settings: how.
         checkpoint: a stage's checkpoints, a Hugging Face folder or a GGUF file.
         workdir: where the cloud's ledger lies, and whose budget is drawn on.
-        make_engine: from weights, sampler, slots and length of the queue to an engine.
+        make_engine: from weights, sampler, slots and length of the queue to an engine, which
+            compiles when it is started.
 
     Raises:
         ValueError: something does not fit.
@@ -144,7 +145,6 @@ def open_service(
         try:
             sampler = Sampler(task, device, settings.sampling, mesh)
             engine = make_engine(params, sampler, settings.slots, settings.queue)
-            engine.warm_up()
             engine.start()
             try:
                 yield Service(

@@ -7,10 +7,9 @@ serving holds the cloud. `Pair` leads a question from its attempt to a reply wit
 import asyncio
 import concurrent.futures
 import dataclasses
-import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 from offload_jax.cloud.protocol import Answer, Cloud
@@ -32,7 +31,8 @@ class Terms:
     Attributes:
         device_only: nothing of this question may leave the machine.
         on_cloud_failure: the device's own best answer, or an error.
-        stream_device_work: the device's work is told as it comes, the cloud's text after it.
+        stream_device_work: the device's work is told as it comes, after it what was written in
+            place of a call.
     """
 
     device_only: bool = False
@@ -99,7 +99,7 @@ class Reply:
     Attributes:
         text: the answer; where none was found, the whole response.
         ended: the response was not cut off by its length.
-        work: all that the device LLM wrote, and the cloud's text if it answered.
+        work: all that the device LLM wrote, and what was written in place of a call.
         receipt: who answered and why.
     """
 
@@ -164,6 +164,10 @@ class Gate:
         self._pool.shutdown(cancel_futures=True)
 
 
+def _nobody(_: str | Decision) -> None:
+    """Is told what nobody wants to know."""
+
+
 class Pair:
     """Device and cloud together."""
 
@@ -178,7 +182,7 @@ class Pair:
         self._engine, self._gate, self._parse, self.threshold = engine, gate, parse, threshold
 
     async def answer(
-        self, ticket: Ticket, terms: Terms, tell: Callable[[str | Decision], None] = lambda _: None
+        self, ticket: Ticket, terms: Terms, tell: Callable[[str | Decision], None] = _nobody
     ) -> Reply:
         """Leads a question to its reply.
 
@@ -186,52 +190,53 @@ class Pair:
             ticket: the device LLM's attempt, under way.
             terms: what the client wants.
             tell: is told the decision when it is known and, if the terms say so, before it the
-                device's work and after it the cloud's text.
+                device's work and after it what was written in place of a call.
 
         Raises:
             CloudFailedError: the cloud failed, and the terms say `error`.
         """
+        say = tell if terms.stream_device_work else _nobody
         if terms.stream_device_work:
             async for piece in ticket:
-                tell(piece)
+                say(piece)
         attempt = await ticket.attempt()
         decision = decide(attempt, self.threshold)
         tell(decision)
         if not decision.call:
-            return await self._by_device(attempt, _receipt(attempt, decision))
+            return await self._by_device(attempt, _receipt(attempt, decision), say)
         began = time.monotonic()
         answer = await self._gate.ask(attempt.question.prompt, terms)
         receipt = _receipt(attempt, decision, answer, time.monotonic() - began)
         if answer.text is None:
             if receipt.degraded and terms.on_cloud_failure == "error":
                 raise CloudFailedError(receipt)
-            return await self._by_device(attempt, receipt)
-        if terms.stream_device_work:
-            tell(f"\n\n{answer.text}")
+            return await self._by_device(attempt, receipt, say)
+        say(f"\n\n{answer.text}")
         found = self._parse(answer.text).answer
         text = answer.text.strip() if found is None else found
         return Reply(text, True, f"{attempt.text}\n\n{answer.text}", receipt)
 
-    async def _by_device(self, attempt: Attempt, receipt: Receipt) -> Reply:
+    async def _by_device(
+        self, attempt: Attempt, receipt: Receipt, say: Callable[[str], None]
+    ) -> Reply:
         """The device's own best answer: where it called, the one that it gives instead."""
-        final = attempt
-        if attempt.called:
-            began = time.monotonic()
-            final = await self._engine.fallback(attempt)
-            more = _new_tokens(attempt.tokens, final.tokens)
-            receipt = dataclasses.replace(
-                receipt,
-                device_completion_tokens=len(attempt.tokens) + more,
-                device_seconds=attempt.seconds + time.monotonic() - began,
-            )
-        text = final.text.strip() if final.answer is None else final.answer
-        return Reply(text, final.ended, final.text, receipt)
+        if not attempt.called:
+            return Reply(_answer_in(attempt), attempt.ended, attempt.text, receipt)
+        began = time.monotonic()
+        second = await self._engine.fallback(attempt)
+        say(f"\n\n{second.text}")
+        receipt = dataclasses.replace(
+            receipt,
+            device_completion_tokens=len(attempt.tokens) + len(second.tokens),
+            device_seconds=attempt.seconds + time.monotonic() - began,
+        )
+        work = f"{attempt.text}\n\n{second.text}"
+        return Reply(_answer_in(second), second.ended, work, receipt)
 
 
-def _new_tokens(before: Sequence[int], after: Sequence[int]) -> int:
-    """How many of the tokens come after what both have in common."""
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
-    return len(after) - sum(1 for _ in same)
+def _answer_in(attempt: Attempt) -> str:
+    """Its answer, or all of it."""
+    return attempt.text.strip() if attempt.answer is None else attempt.answer
 
 
 def _receipt(

@@ -62,7 +62,7 @@ class FakeEngine:
     """Says `text` to every question, and `second` when its call is refused."""
 
     text: str = ANSWER
-    second: str = "<think> 3 + 7 = 10 </think> <answer> 3 + 7 </answer>"
+    second: str = "<answer> 3 + 7 </answer>"
     p: float | None = 0.25
     seconds: float = 0.0
     hold: bool = False  # no attempt ends

@@ -119,7 +119,6 @@ def test_a_service_is_made_from_a_checkpoint_alone(fakes, tmp_path, monkeypatch)
     folder = tmp_path / "run" / "checkpoints" / "gapg"
     save(folder)
     engine, made, ended = fakes.FakeEngine(), [], []
-    engine.warm_up = lambda: made.append("warm")
     engine.start = lambda: made.append("started")
     engine.close = lambda: ended.append("closed")
 
@@ -130,7 +129,7 @@ def test_a_service_is_made_from_a_checkpoint_alone(fakes, tmp_path, monkeypatch)
     settings = from_config(config("countdown,openai", **{"cloud.check": False, "mesh.data": -1}))
     with open_service(settings, folder, tmp_path / "served", make_engine) as service:
         assert service.model == "gapg" and made[0][:3] == (128, 8, 64)
-        assert made[1:] == ["warm", "started"] and ended == []
+        assert made[1:] == ["started"] and ended == []
         assert service.spent()["attempts"] == 0 and service.spent()["budget"]["dollars"] == 5.0
         service.engine.submit(Question(service.read("3 7 25 = 46")))
     assert ended == ["closed"]

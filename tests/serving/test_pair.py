@@ -101,10 +101,11 @@ def test_where_the_cloud_fails_the_device_gives_its_best_answer_and_says_so(fake
     assert receipt.device_seconds > 0.5  # those of the second answer are added
 
 
-def test_of_a_second_answer_the_tokens_that_are_new_are_counted(fakes):
-    longer = fakes.FakeEngine(fakes.CALL, second=f"{fakes.CALL} and four words more")
-    receipt = led(fakes, longer, fakes.FakeCloud(Answer(None, "timeout")))[0].receipt
-    assert receipt.device_completion_tokens == len(fakes.CALL.split()) + 4
+def test_a_second_answer_is_counted_and_told(fakes):
+    engine, cloud = fakes.FakeEngine(fakes.CALL), fakes.FakeCloud(Answer(None, "timeout"))
+    reply, told = led(fakes, engine, cloud, Terms(stream_device_work=True))
+    assert reply.receipt.device_completion_tokens == len(fakes.CALL.split()) + 5
+    assert told[-1] == f"\n\n{engine.second}" and reply.work.endswith(told[-1])
 
 
 def test_where_the_dial_called_and_the_cloud_fails_the_devices_own_answer_stands(fakes):
