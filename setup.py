@@ -31,6 +31,14 @@ setup(
         "llm": ["gguf>=0.17", "jinja2>=3.1"],
         # A cloud behind an OpenAI-compatible endpoint.
         "cloud": ["genai-prices>=0.0.30", "openai>=1.60", "tenacity>=9.0"],
+        # The pair behind an endpoint, with a cloud behind one; and a client.
+        "serve": [
+            "genai-prices>=0.0.30",
+            "openai>=1.60",
+            "starlette>=0.40",
+            "tenacity>=9.0",
+            "uvicorn>=0.30",
+        ],
         # Published mathematical problems: the grader, and parquet files.
         "math": ["math-verify[antlr4_13_2]>=0.8", "pyarrow>=15.0"],
         # The compiler for TPUs, for `experiments.aot_compile` on a machine without one.
@@ -46,7 +54,9 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
+            "starlette>=0.40",
             "tenacity>=9.0",
+            "uvicorn>=0.30",
         ],
         # What the parity tests compare with; without it they are skipped.
         "torch": ["torch==2.13.0", "transformers>=4.50"],

@@ -6,13 +6,12 @@ a GGUF file. The same command goes on where it was interrupted; more tasks may b
 """
 
 import sys
-from pathlib import Path
 
 import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.flags import parser
+from experiments.flags import parser, with_config
 from offload_jax.cloud.protocol import CloudError
 from offload_jax.training.out_of_domain import evaluate_tasks
 
@@ -38,15 +37,7 @@ def main(argv: list[str]) -> None:
         sys.exit(2 if isinstance(error, ValueError) else 1)
 
 
-def with_config(argv: list[str]) -> list[str]:
-    """The command line with a config, which a flag's default may not be: it is read too early."""
-    if any(argument.lstrip("-").partition("=")[0] == "config" for argument in argv[1:]):
-        return argv
-    usual = Path(__file__).parents[1] / "configs" / "out_of_domain.py"
-    return [argv[0], f"--config={usual}", *argv[1:]]
-
-
 if __name__ == "__main__":
-    sys.argv = with_config(sys.argv)
+    sys.argv = with_config(sys.argv, "out_of_domain.py")
     flags.mark_flags_as_required(["checkpoint", "tasks", "workdir"])
     app.run(main, flags_parser=parser(CONFIG))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags
 
@@ -25,3 +26,16 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
             sys.exit(2)
 
     return parse_flags
+
+
+def with_config(argv: list[str], name: str) -> list[str]:
+    """The command line with a config, which a flag's default may not be: it is read too early.
+
+    Args:
+        argv: the command line.
+        name: of the file in configs/ that is meant where none is given.
+    """
+    if any(argument.lstrip("-").partition("=")[0] == "config" for argument in argv[1:]):
+        return argv
+    usual = Path(__file__).parents[1] / "configs" / name
+    return [argv[0], f"--config={usual}", *argv[1:]]

@@ -85,4 +85,7 @@ class Engine(Protocol):
         """
 
     async def fallback(self, attempt: Attempt) -> Attempt:
-        """The same work with an answer in place of its call, as in `evaluation.fallback`."""
+        """The same work with an answer in place of its call, as in `evaluation.fallback`.
+
+        Text and tokens are those of the answer alone.
+        """

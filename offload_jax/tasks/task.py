@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -60,6 +61,14 @@ class Task(Protocol):
     def prompts(self, split: str) -> Sequence[Prompt]:
         """Prompts of "train", "validation" or "test": random access, read lazily."""
 
+    def asked(self, question: str) -> Prompt:
+        """What a user asks, as a prompt without gold answer.
+
+        Raises:
+            ValueError: it is nothing that the task's policies were trained on; the message says so
+                to the user.
+        """
+
     def device_text(self, prompt: Prompt) -> str:
         """The prompt in the device's template; the response is what follows it."""
 
@@ -74,3 +83,9 @@ class Task(Protocol):
 
         Where that is slow, `verify_all` takes (answer, prompt) pairs and gives a list.
         """
+
+
+def id_of(question: str) -> int:
+    """An id for a prompt that is of no split: the same question has the same one."""
+    digest = hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:4], "big") % 2**31

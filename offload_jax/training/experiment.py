@@ -63,7 +63,9 @@ class MathSettings(MathConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.train is not None, "config.task.train is None; name a data set to learn from.")
+        for name in ("train", "test"):
+            value = getattr(self, name)
+            require(value is not None, f"config.task.{name} is None; name a data set.")
 
 
 TaskSettings = CountdownSettings | ArithmeticSettings | MathSettings

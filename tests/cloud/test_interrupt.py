@@ -55,7 +55,7 @@ def test_ctrl_c_ends_a_process_that_waits_for_the_cloud(tmp_path, where):
             [sys.executable, "-c", CODE, where, url, str(path)],
             env={**os.environ, "OPENAI_API_KEY": "any"}, stdout=subprocess.PIPE,
         )  # fmt: skip
-        alarm = threading.Timer(60, child.kill)  # rather than to wait for ever
+        alarm = threading.Timer(300, child.kill)  # rather than to wait for ever
         alarm.start()
         try:
             while len(fake.requests) < 4 and child.poll() is None:

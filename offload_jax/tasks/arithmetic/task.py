@@ -8,7 +8,7 @@ from typing import Literal
 
 from offload_jax.tasks import parsing
 from offload_jax.tasks.arithmetic.problems import Problem, ProblemConfig, apply, problems
-from offload_jax.tasks.task import Parsed, Prompt
+from offload_jax.tasks.task import Parsed, Prompt, id_of
 from offload_jax.vocabulary import Vocabulary
 
 SYSTEM = (
@@ -66,6 +66,10 @@ class ArithmeticTask:
             raise ValueError(f"split {split!r} is not one of {', '.join(self._splits)}")
         return self._splits[split]
 
+    def asked(self, question: str) -> Prompt:
+        """What a user asks, as it is."""
+        return Prompt(id_of(question), _with_form(question), {"question": question})
+
     def device_text(self, prompt: Prompt) -> str:
         """The conversation in the device LLM's own template, up to its reply."""
         return self.vocabulary.render(
@@ -107,8 +111,11 @@ def _prompt(id: int, problem: Problem) -> Prompt:
         "first": problem.first,
         "steps": [list(step) for step in problem.steps],
     }
-    how = f"Put the result in {parsing.ANSWER_OPEN} {parsing.ANSWER_CLOSE}."
-    return Prompt(id, f"{problem.question} {how}", gold)
+    return Prompt(id, _with_form(problem.question), gold)
+
+
+def _with_form(question: str) -> str:
+    return f"{question} Put the result in {parsing.ANSWER_OPEN} {parsing.ANSWER_CLOSE}."
 
 
 def _example(prompt: Prompt, rng: random.Random, config: ExampleConfig) -> str:

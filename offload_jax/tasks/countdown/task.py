@@ -1,14 +1,15 @@
 """Countdown as a task: prompts, the device's template, parsing, verification, and its solver."""
 
+import dataclasses
 import functools
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from offload_jax.tasks import parsing, prompts
-from offload_jax.tasks.countdown import builder, solver, traces, verifier
+from offload_jax.tasks.countdown import builder, questions, solver, traces, verifier
 from offload_jax.tasks.countdown.tokenizer import BOS, make_vocabulary
-from offload_jax.tasks.task import Parsed, Prompt
+from offload_jax.tasks.task import Parsed, Prompt, id_of
 from offload_jax.vocabulary import Vocabulary
 
 
@@ -41,6 +42,12 @@ class CountdownTask:
         if split not in builder.SPLITS:
             raise ValueError(f"split {split!r} is not one of {', '.join(builder.SPLITS)}")
         return _Prompts(self._builder.as_data_source(split))
+
+    def asked(self, question: str) -> Prompt:
+        """What a user asks, in one of the forms that `questions` knows; else ValueError."""
+        numbers, target = questions.read(question, self.config.numbers, self.config.targets)
+        prompt = make_prompt(0, numbers, target)
+        return dataclasses.replace(prompt, id=id_of(prompt.question))
 
     def device_text(self, prompt: Prompt) -> str:
         """`<bos> 3 7 25 = 46 <think>`: at most 10 tokens; the response begins after `<think>`.
@@ -81,10 +88,7 @@ def make_prompt(id: int, numbers: Sequence[int], target: int) -> Prompt:
     """A Countdown prompt; its question says how to answer, as the cloud has no system prompt."""
     numbers = tuple(int(number) for number in numbers)
     listed = ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
-    question = (
-        f"Using the numbers {listed}, each at most once, and the operations + - * /, write an "
-        f"expression that equals {target}. Put the expression in <answer> </answer>."
-    )
+    question = questions.FORM.format(numbers=listed, target=target)
     return Prompt(int(id), question, {"numbers": numbers, "target": int(target)})
 
 

@@ -14,7 +14,7 @@ class MathConfig:
     Attributes:
         files: the folder with the published files, `<files>/<data set>/...` (see docs/math.md).
         train: the data set that training and validation prompts are of; None: test prompts only.
-        test: the data set that test prompts are of.
+        test: the data set that test prompts are of; None: no prompts at all, where users ask.
         validation: how many prompts of the training split are held out.
         seed: of which ones these are.
         help: the system prompt allows a call; the paper's Task-Tuning Only leaves that out.
@@ -24,7 +24,7 @@ class MathConfig:
 
     files: str
     train: str | None = "math_lighteval"
-    test: str = "math_lighteval"
+    test: str | None = "math_lighteval"
     validation: int = 500
     seed: int = 0
     help: bool = True
@@ -36,7 +36,7 @@ class MathConfig:
             dataset = getattr(self, name)
             able = [key for key, source in SOURCES.items() if split in source.splits]
             require(
-                dataset in able or (dataset is None and split == "train"),
+                dataset in able or dataset is None,
                 f"config.task.{name} is {dataset!r}; it must be one of {', '.join(able)}.",
             )
         require(self.validation >= 1, "config.task.validation must be at least 1.")

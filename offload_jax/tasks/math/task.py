@@ -11,7 +11,7 @@ from offload_jax.tasks.math import answers, builder
 from offload_jax.tasks.math.config import MathConfig, SolutionConfig
 from offload_jax.tasks.math.grading import shared_grader
 from offload_jax.tasks.math.sources import Problem, find, fingerprint
-from offload_jax.tasks.task import Parsed, Prompt
+from offload_jax.tasks.task import Parsed, Prompt, id_of
 from offload_jax.vocabulary import Vocabulary
 
 SPLITS = ("train", "validation", "test")
@@ -42,9 +42,14 @@ class MathTask:
         require(split in SPLITS, f"split {split!r} is not one of {', '.join(SPLITS)}")
         return self._test if split == "test" else self._trained[split]
 
+    def asked(self, question: str) -> Prompt:
+        """What a user asks, as it is."""
+        return Prompt(id_of(question), _with_form(question), {"problem": question})
+
     @functools.cached_property
     def _test(self) -> list[Prompt]:
         config = self.config
+        require(config.test is not None, "config.task.test is None: there are no prompts.")
         rows = builder.load(config.test, "test", config.files, self._data_dir)
         return [_prompt(id, row, config.test) for id, row in enumerate(rows, _FIRST_TEST_ID)]
 
@@ -116,7 +121,11 @@ class MathTask:
 def _prompt(id: int, problem: Problem, dataset: str) -> Prompt:
     """The question says how to answer, as the cloud has no system prompt."""
     gold = {"problem": problem.question, "answer": problem.answer, "dataset": dataset}
-    return Prompt(id, f"{problem.question}\n\n{prompts.MATH_CLOUD}", gold)
+    return Prompt(id, _with_form(problem.question), gold)
+
+
+def _with_form(question: str) -> str:
+    return f"{question}\n\n{prompts.MATH_CLOUD}"
 
 
 def _example(solution: str, rng: random.Random, config: SolutionConfig) -> str:

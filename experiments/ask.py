@@ -1,0 +1,90 @@
+"""Asks a served pair one question: `python -m experiments.ask "Make 46 from 3, 7 and 25."`.
+
+Shows the device's work as it comes, the hand-over when it happens, the answer, and its receipt.
+"""
+
+import sys
+from typing import Any
+
+import rich.console
+import rich.table
+from absl import app, flags
+from rich.text import Text
+
+URL = flags.DEFINE_string("url", "http://127.0.0.1:8000/v1", "Where the pair is served.")
+MODEL = flags.DEFINE_string("model", None, "Its name; the first that is served if not given.")
+DEVICE_ONLY = flags.DEFINE_bool("device_only", False, "Nothing leaves the machine.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the sampling, where --temperature is not 0.", 0)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: greedy.", 0.0, 2.0)
+
+
+def main(argv: list[str]) -> None:
+    """Asks; what goes wrong is one sentence on stderr."""
+    try:
+        import openai
+    except ImportError:
+        _fail("it needs the package openai: pip install 'offload_jax[serve]'.")
+    if len(argv) != 2:
+        _fail('give one question, in quotes: python -m experiments.ask "Make 46 from 3, 7 and 25."')
+    client = openai.OpenAI(base_url=URL.value, api_key="none", max_retries=0, timeout=600.0)
+    try:
+        show(client, argv[1], rich.console.Console())
+    except openai.APIConnectionError:
+        _fail(f"no pair is served on {URL.value}: start one with python -m experiments.serve.", 1)
+    except openai.APIError as error:
+        _fail(error.message, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def show(client: Any, question: str, console: rich.console.Console) -> None:
+    """Streams an answer to a question onto the console."""
+    stream = client.chat.completions.create(
+        model=MODEL.value or client.models.list().data[0].id,
+        messages=[{"role": "user", "content": question}],
+        temperature=TEMPERATURE.value,
+        seed=SEED.value,
+        stream=True,
+        extra_body={"stream_device_work": True, "device_only": DEVICE_ONLY.value},
+    )
+    for chunk in stream:
+        extra = chunk.model_extra or {}
+        if decision := extra.get("offload_decision"):
+            console.print(_decided(decision))
+        for choice in chunk.choices:
+            work = (choice.delta.model_extra or {}).get("reasoning_content") or ""
+            console.print(Text(_printable(work), "dim"), end="")
+            if choice.delta.content:
+                console.print(Text(f"\n{_printable(choice.delta.content)}", "bold"))
+        if receipt := extra.get("offload"):
+            console.print(_receipt(receipt))
+
+
+def _decided(decision: dict[str, Any]) -> Text:
+    """The line between the device's work and what follows."""
+    what = "handed to the cloud" if decision["call"] else "kept on the device"
+    p = decision["call_probability"]
+    sure = "" if p is None else f", P(call) {p:.3f}"
+    return Text(f"\n── {what}: {decision['reason']}{sure} ──", "yellow")
+
+
+def _receipt(receipt: dict[str, Any]) -> rich.table.Table:
+    table = rich.table.Table(show_header=False, box=None, padding=(0, 1))
+    for name, value in receipt.items():
+        said = "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+        table.add_row(Text(name.replace("_", " "), "dim"), Text(_printable(said)))
+    return table
+
+
+def _printable(text: str) -> str:
+    """What a server sends may not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def _fail(message: str, status: int = 2) -> None:
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    app.run(main)
