@@ -4,14 +4,12 @@ The thread owns the slots and everything on the device. Clients live in asyncio:
 into a bounded queue under a lock, and hear from the thread by `call_soon_threadsafe`.
 """
 
-import asyncio
 import collections
 import dataclasses
 import itertools
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -28,6 +26,7 @@ from offload_jax.sampling.text import decode_response
 from offload_jax.serving.attempt import Attempt, Question, QueueFullError
 from offload_jax.serving.pieces import Pieces
 from offload_jax.serving.slots import Entrant, admit, advance, empty_slots, opening_logprobs
+from offload_jax.serving.ticket import SlotTicket
 from offload_jax.settings import require
 from offload_jax.sharding import prompt_shards
 from offload_jax.tasks.task import Kind, Parsed, Prompt
@@ -49,7 +48,7 @@ class EngineConfig:
 
 
 class EngineStoppedError(Exception):
-    """The engine was closed, or failed: nothing that it had taken on will be answered."""
+    """The engine was closed, or failed, as its cause says: nothing it had taken on is answered."""
 
 
 class SlotEngine:
@@ -78,11 +77,11 @@ class SlotEngine:
         self._rows = _rows(self.config.slots, prompt_shards(sampler.mesh))
         # The chunk in which a response ends is whole.
         self._positions = _rounded(longest + fallback_tokens(sampling) + self.config.chunk)
-        self._tickets: list[_Ticket | None] = [None] * self.config.slots  # the thread's own
-        self._waiting: collections.deque[_Ticket] = collections.deque()
+        self._tickets: list[SlotTicket | None] = [None] * self.config.slots  # the thread's own
+        self._waiting: collections.deque[SlotTicket] = collections.deque()
         self._changed = threading.Condition()  # guards the queue, `_closing` and `_error`
         self._closing = False
-        self._error: BaseException | None = None
+        self._error: EngineStoppedError | None = None
         self._seconds = 1.0  # of an attempt, a running mean
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -125,13 +124,13 @@ class SlotEngine:
         """Slots in use."""
         return sum(ticket is not None for ticket in self._tickets)
 
-    def submit(self, question: Question) -> "_Ticket":
+    def submit(self, question: Question) -> SlotTicket:
         """Puts a question into the queue, from the event loop's thread.
 
         Raises:
             QueueFullError: there is no room.
-            ValueError: the prompt has more tokens than the engine takes, or the question asks for
-                an impossible temperature or number of tokens.
+            ValueError: the prompt has more tokens than the engine takes, or the question names an
+                impossible temperature, number of tokens or id.
             EngineStoppedError: it was closed, or failed.
         """
         most, T = self._sampler.sampling.prompt_tokens, self._sampler.sampling.response_tokens
@@ -141,12 +140,16 @@ class SlotEngine:
             math.isfinite(question.temperature) and question.temperature >= 0,
             f"temperature is {question.temperature}; it must be a number from 0 up.",
         )
+        require(
+            0 <= question.prompt.id < 2**31,
+            f"The prompt's id is {question.prompt.id}; ids have 31 bits.",
+        )
         prompt = self._encode(question)
         require(
             1 <= len(prompt) <= most,
             f"The prompt has {len(prompt)} tokens; this device LLM takes 1 to {most}.",
         )
-        ticket = _Ticket(self, question, prompt, limit)
+        ticket = self._ticket(question, prompt, limit)
         with self._changed:
             self._check()
             if len(self._waiting) >= self.config.queue:
@@ -158,8 +161,11 @@ class SlotEngine:
     async def fallback(self, attempt: Attempt) -> Attempt:
         """The same work with an answer in place of its call, as in `evaluation.fallback`.
 
-        The text and tokens are those of the answer alone, its opening included. It stands in front
-        of the queue and is never refused: its question was accepted before.
+        The text and tokens are those of the answer alone, its opening included. It stands in the
+        queue before all questions and is never refused: its own was accepted long ago.
+
+        Args:
+            attempt: a first attempt, with a call or not.
 
         Raises:
             EngineStoppedError: the engine was closed, or failed.
@@ -168,29 +174,38 @@ class SlotEngine:
         work = tokens[: decision_point(task.vocabulary, tokens, task.parse(attempt.text).at)]
         question = dataclasses.replace(attempt.question, temperature=0.0)
         prompt = [*self._encode(question), *work, *self._opened]
+        require(
+            len(prompt) <= self._widths[-1],
+            f"The work has {len(work)} tokens: more than an attempt of this engine.",
+        )
         limit = fallback_tokens(self._sampler.sampling)
-        ticket = _Ticket(self, question, prompt, limit, revised=attempt)
+        ticket = self._ticket(question, prompt, limit, revised=attempt)
         with self._changed:
             self._check()
-            self._waiting.appendleft(ticket)
+            before = sum(other.revised is not None for other in self._waiting)
+            self._waiting.insert(before, ticket)
             self._changed.notify()
         try:
             return await ticket.attempt()
         finally:
             ticket.cancel()  # nobody waits any more; without effect if it has ended
 
+    def _ticket(self, *what: Any, revised: Attempt | None = None) -> SlotTicket:
+        pieces = Pieces(self._sampler.tokenizer)
+        return SlotTicket(*what, pieces=pieces, leave=self._leave, revised=revised)
+
     def _encode(self, question: Question) -> list[int]:
         return self._sampler.vocabulary.encode(self._sampler.task.device_text(question.prompt))
 
     def _check(self) -> None:
         if self._closing or self._error is not None:
-            raise EngineStoppedError("The engine does not run any more.") from self._error
+            raise self._error or EngineStoppedError("The engine was closed.")
 
     def _retry_after(self) -> int:
         """Seconds in which the queue, as it stands, is worked off."""
         return max(1, math.ceil(self._seconds * len(self._waiting) / self.config.slots))
 
-    def _leave(self, ticket: "_Ticket") -> None:
+    def _leave(self, ticket: SlotTicket) -> None:
         """Takes a cancelled ticket out of the queue; in a slot the thread finds it."""
         with self._changed:
             if ticket in self._waiting:
@@ -213,16 +228,18 @@ class SlotEngine:
             self._score(0, 1, 0)
 
     def _run(self) -> None:
-        error: BaseException = EngineStoppedError("The engine was closed.")
         try:
             with jax.set_mesh(self._sampler.mesh):
                 while self._fill():
                     self._step()
         except BaseException as failure:  # whatever it is, somebody waits
-            error = failure
-        self._end(error)
+            error = EngineStoppedError(f"The engine failed: {failure}")
+            error.__cause__ = failure
+            self._end(error)
+            raise
+        self._end(EngineStoppedError("The engine was closed."))
 
-    def _end(self, error: BaseException) -> None:
+    def _end(self, error: EngineStoppedError) -> None:
         """Tells everybody who waits."""
         with self._changed:
             self._error = error
@@ -270,7 +287,9 @@ class SlotEngine:
                 self._tickets[slot] = None
                 ticket.finish(attempt)
 
-    def _attempt(self, slot: int, ticket: "_Ticket", response: list[int], stopped: bool) -> Attempt:
+    def _attempt(
+        self, slot: int, ticket: SlotTicket, response: list[int], stopped: bool
+    ) -> Attempt:
         """What came of a question, read from its ended response."""
         task = self._sampler.task
         text = decode_response(self._sampler.tokenizer, response[: len(response) - stopped])
@@ -331,80 +350,6 @@ class SlotEngine:
                 self._weights, self._slots, *where, *self._openings, config=self._device
             )
         )
-
-
-class _Ticket:
-    """A question under way; made in an event loop, served by the engine's thread."""
-
-    def __init__(
-        self,
-        engine: SlotEngine,
-        question: Question,
-        prompt: list[int],
-        limit: int,
-        revised: Attempt | None = None,
-    ):
-        self.question, self.prompt, self.limit, self.revised = question, prompt, limit, revised
-        self.came = self.began = time.monotonic()
-        self.cancelled = False
-        self._engine = engine
-        self._text = Pieces(engine._sampler.tokenizer)
-        self._read = 0  # tokens that are in `_text`
-        self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()  # None ends them
-        self._done: asyncio.Future[Attempt] = self._loop.create_future()
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        while (piece := await self._pieces.get()) is not None:
-            yield piece
-        self._pieces.put_nowait(None)  # for whoever reads on
-        if not self._done.cancelled():
-            await self.attempt()  # raises what ended the engine
-
-    async def attempt(self) -> Attempt:
-        return await asyncio.shield(self._done)
-
-    def cancel(self) -> None:
-        if not self._done.done():
-            self.cancelled = True
-            self._done.cancel()
-            self._pieces.put_nowait(None)
-            self._engine._leave(self)
-
-    # From the engine's thread.
-
-    def push(self, tokens: list[int]) -> None:
-        """More of the response: all its tokens so far."""
-        piece = self._text.push(tokens[self._read :])
-        self._read = len(tokens)
-        if piece:
-            self._tell(self._pieces.put_nowait, piece)
-
-    def finish(self, attempt: Attempt) -> None:
-        """The response has ended."""
-        self._tell(self._end, self._done.set_result, attempt, self._text.rest(attempt.text))
-
-    def fail(self, error: BaseException) -> None:
-        """The engine has ended."""
-        self._tell(self._end, self._fail, error, "")
-
-    def _end(self, settle: Callable[[Any], None], outcome: Any, rest: str) -> None:
-        if self._done.done():  # cancelled meanwhile
-            return
-        settle(outcome)
-        if rest:
-            self._pieces.put_nowait(rest)
-        self._pieces.put_nowait(None)
-
-    def _fail(self, error: BaseException) -> None:
-        self._done.set_exception(error)
-        self._done.exception()  # not to be complained about if nobody asks
-
-    def _tell(self, *call: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(*call)
-        except RuntimeError:  # the loop is closed, and nobody listens
-            self.cancelled = True
 
 
 @partial(jax.jit, static_argnums=(1, 2))
