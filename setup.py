@@ -8,6 +8,7 @@ setup(
     description="Teach a device LLM by reinforcement learning when to hand a question to the cloud",
     python_requires=">=3.11",
     packages=find_packages(include=["offload_jax", "offload_jax.*"]),
+    package_data={"offload_jax.serving": ["page.html"]},
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.8",
