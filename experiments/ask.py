@@ -8,7 +8,7 @@ from typing import Any
 
 import rich.console
 import rich.table
-from absl import app, flags
+from absl import app, flags, logging
 from rich.text import Text
 
 URL = flags.DEFINE_string("url", "http://127.0.0.1:8000/v1", "Where the pair is served.")
@@ -24,6 +24,7 @@ def main(argv: list[str]) -> None:
         import openai
     except ImportError:
         _fail("it needs the package openai: pip install 'offload_jax[serve]'.")
+    logging.set_verbosity(logging.ERROR)  # the client's HTTP library tells every request
     if len(argv) != 2:
         _fail('give one question, in quotes: python -m experiments.ask "Make 46 from 3, 7 and 25."')
     client = openai.OpenAI(base_url=URL.value, api_key="none", max_retries=0, timeout=600.0)
@@ -32,7 +33,8 @@ def main(argv: list[str]) -> None:
     except openai.APIConnectionError:
         _fail(f"no pair is served on {URL.value}: start one with python -m experiments.serve.", 1)
     except openai.APIError as error:
-        _fail(error.message, 1)
+        said = error.body.get("message") if isinstance(error.body, dict) else None
+        _fail(_printable(str(said or error.message)), 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -62,7 +64,7 @@ def show(client: Any, question: str, console: rich.console.Console) -> None:
 
 def _decided(decision: dict[str, Any]) -> Text:
     """The line between the device's work and what follows."""
-    what = "handed to the cloud" if decision["call"] else "kept on the device"
+    what = "it calls the cloud" if decision["call"] else "it stays on the device"
     p = decision["call_probability"]
     sure = "" if p is None else f", P(call) {p:.3f}"
     return Text(f"\n── {what}: {decision['reason']}{sure} ──", "yellow")

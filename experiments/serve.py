@@ -67,6 +67,7 @@ def _listener(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # or another server might; who comes early waits until it is warm
     except OSError as error:
         listener.close()
         raise ValueError(f"--host={host} --port={port} cannot be used: {error}.") from None

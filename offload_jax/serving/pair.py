@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from offload_jax.cloud.protocol import Answer, Cloud
+from offload_jax.cloud.protocol import BUDGET, Answer, Cloud
 from offload_jax.serving.attempt import Attempt, Engine, Ticket
 from offload_jax.tasks.task import Parsed, Prompt
 
@@ -20,6 +20,7 @@ from offload_jax.tasks.task import Parsed, Prompt
 ANSWERED, CALLED, NO_ANSWER = "answered", "called", "no answer"
 ABOVE, BELOW = "P(call) above the dial", "P(call) not above the dial"
 DEVICE_ONLY, UNAVAILABLE = "device only", "unavailable"
+UNTRIED = (BUDGET, "circuit open")  # nothing was sent, and nothing paid
 
 _LOG = logging.getLogger(__name__)
 
@@ -249,7 +250,8 @@ def _receipt(
     forbidden = answer is not None and answer.failure == DEVICE_ONLY
     asked = answer is not None and not forbidden
     failed = asked and answer.text is None
-    paid = asked and not answer.cached
+    untried = asked and answer.failure in UNTRIED and answer.cost is None
+    free = not asked or answer.cached or untried
     return Receipt(
         served_by="cloud" if asked and not failed else "device",
         called=decision.call,
@@ -259,7 +261,7 @@ def _receipt(
         device_completion_tokens=len(attempt.tokens),
         cloud_prompt_tokens=answer.prompt_tokens if asked else None,
         cloud_completion_tokens=answer.tokens if asked else None,
-        cost=answer.cost if paid else 0.0,
+        cost=0.0 if free else answer.cost,
         device_seconds=attempt.seconds,
         cloud_seconds=cloud_seconds if asked else None,
         waited=attempt.waited,

@@ -82,6 +82,14 @@ def test_a_price_that_is_not_known_is_not_zero(fakes):
     assert led(fakes, fakes.FakeEngine(fakes.CALL), cloud)[0].receipt.cost is None
 
 
+@pytest.mark.parametrize(
+    ("failure", "cost"), [(BUDGET, 0.0), ("circuit open", 0.0), ("timeout", None)]
+)
+def test_what_was_not_sent_costs_nothing(fakes, failure, cost):
+    cloud = fakes.FakeCloud(Answer(None, failure))
+    assert led(fakes, fakes.FakeEngine(fakes.CALL), cloud)[0].receipt.cost == cost
+
+
 def test_an_answer_that_is_not_in_its_form_is_given_whole(fakes):
     reply, _ = led(fakes, fakes.FakeEngine(fakes.CALL), fakes.FakeCloud(Answer(" I think 46. ")))
     assert reply.text == "I think 46."

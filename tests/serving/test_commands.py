@@ -1,0 +1,42 @@
+"""Mistakes on the command line are one sentence."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("openai")
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def one_sentence(said, status, message):
+    assert said.returncode == status and message in said.stderr, said.stderr
+    assert said.stderr.startswith("Error: ") and len(said.stderr.splitlines()) == 1
+
+
+def test_serve_tells_a_mistake_before_anything_is_read(tmp_path):
+    serve = ("experiments.serve", f"--checkpoint={tmp_path}")
+    one_sentence(run(*serve, "--config.slots=0"), 2, "config.slots is 0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        one_sentence(run(*serve, f"--port={port}"), 2, "Address already in use")
+
+
+def test_ask_shows_work_decision_answer_and_receipt(fakes):
+    with fakes.serving(fakes.FakeEngine(fakes.CALL, p=0.75), fakes.FakeCloud()) as (service, url):
+        said = run("experiments.ask", "Make 46 from 3, 7 and 25.", f"--url={url}/v1")
+        shown = said.stdout.split()
+        assert said.returncode == 0, said.stderr
+        assert said.stderr == "" and said.stdout.startswith("<think> 3 + 7 = 10 </think>")
+        assert "it calls the cloud: called, P(call) 0.750" in said.stdout
+        assert shown[shown.index("served") :][:3] == ["served", "by", "cloud"]
+        service.engine.full = True
+        one_sentence(run("experiments.ask", "?", f"--url={url}/v1"), 1, "Too many questions")
+    one_sentence(run("experiments.ask", "?", f"--url={url}/v1"), 1, "no pair is served on")
