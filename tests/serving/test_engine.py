@@ -119,7 +119,13 @@ def test_nothing_is_compiled_after_warm_up(params, sampler):
         await tickets[4].attempt()
         tickets[5].cancel()
         attempts = await asyncio.gather(*[tickets[i].attempt() for i in range(6, len(tickets))])
-        await asyncio.gather(*[engine.fallback(attempt) for attempt in attempts])
+        # The longest prompt that there can be, then a client who is alone.
+        tokens = (30,) * SAMPLING.response_tokens
+        text = TASK.vocabulary.tokenizer.decode(tokens)
+        longest = dataclasses.replace(attempts[1], text=text, tokens=tokens)
+        fallbacks = [engine.fallback(attempt) for attempt in [*attempts, longest]]
+        await asyncio.gather(*fallbacks)
+        await engine.submit(QUESTIONS[0]).attempt()
         return compilations() - before
 
     began = compilations()
