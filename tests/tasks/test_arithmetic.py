@@ -34,6 +34,11 @@ def test_the_answer_is_the_value_of_the_chain_as_it_is_asked():
     assert {len(problem.steps) for problem in plain} == set(range(1, 7))
 
 
+def test_a_number_of_steps_that_stands_twice_is_twice_as_frequent():
+    made = problems(ProblemConfig(steps=(1, 1, 5), largest=400, products=0.0), 900, seed=1)
+    assert 540 < sum(len(problem.steps) == 1 for problem in made) < 660
+
+
 def test_a_story_tells_every_number_in_order():
     told = problems(ProblemConfig(products=0.0, stories=1.0), 100, seed=1)
     for problem in told:

@@ -23,7 +23,8 @@ class ProblemConfig:
     """How hard problems are.
 
     Attributes:
-        steps: numbers of operations; equally frequent, but that no problem comes twice.
+        steps: numbers of operations; equally frequent, but that no problem comes twice. A number
+            that stands there twice is twice as frequent.
         largest: numbers that are added or subtracted lie in 1..largest.
         factor: a product's second factor lies in 2..factor.
         products: share of operations that are products.
@@ -38,10 +39,8 @@ class ProblemConfig:
 
     def __post_init__(self):
         good = all(type(n) is int and 1 <= n <= 20 for n in self.steps)
-        if not self.steps or not good or len(set(self.steps)) < len(self.steps):
-            raise ValueError(
-                f"config.task.steps is {self.steps}; it must be different integers in 1..20."
-            )
+        if not self.steps or not good:
+            raise ValueError(f"config.task.steps is {self.steps}; it must be integers in 1..20.")
         if not 2 <= self.largest <= 999:
             raise ValueError(f"config.task.largest is {self.largest}; it must be in 2..999.")
         if not 2 <= self.factor <= 20:
