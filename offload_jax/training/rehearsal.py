@@ -38,7 +38,7 @@ def write_rehearsal(folder: str | Path) -> None:
     folder = Path(folder)
     made = vocabulary()
     for i, (family, shape) in enumerate(FAMILIES.items()):
-        config = DeviceConfig(WORDS, 32, 2, 4, 2, 8, 64, context=1024, **shape)
+        config = DeviceConfig(WORDS, 32, 2, 4, 2, 8, 64, context=4096, **shape)
         save_huggingface(folder / family, init_params(config, jax.random.key(i)), config, made)
     sums = [problem(a, b) for a in range(10) for b in range(10)]
     splits = {"train": sums[::2] + sums[1::4], "test": sums[3::4]}

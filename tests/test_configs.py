@@ -1,0 +1,62 @@
+"""Every form of every config of the paper's experiments is a valid experiment or study."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from offload_jax.training import experiment, study
+from offload_jax.training.rehearsal import write_rehearsal
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PAPER = ("countdown_qwen25_3b", "math_llama32_1b", "math_qwen25_15b", "math_llama32_3b")
+METHODS = {  # objective, updates, filter, and whether a correct call is rewarded
+    "gapg": ("gapg", 1, True, True),
+    "gapg_without_filter": ("gapg", 1, False, True),
+    "collaboration_aware": ("dr_grpo", 2, False, True),
+    "collaboration_aware_grpo": ("grpo", 1, False, True),
+    "task_tuned": ("grpo", 1, False, False),
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A config in a form, with a tiny checkpoint in place of the real one."""
+    folder = tmp_path_factory.mktemp("rehearsal") / "made"
+    write_rehearsal(folder)
+
+    def made(name, form):
+        values = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](form)
+        values.get("base", values).device = ConfigDict({"pretrained": str(folder / "qwen2")})
+        return values
+
+    return made
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_methods_form_is_that_method(config, name):
+    for form, expected in METHODS.items():
+        learning = experiment.from_config(config(name, form)).learning
+        objective, kept = learning.objective, learning.filter
+        said = (objective.name, objective.updates, kept.enabled, learning.reward.call > 0)
+        assert said == expected, form
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_table_has_every_row_and_three_seeds(config, name):
+    made = study.from_config(config(name, "table"))
+    assert set(made.methods) == set(METHODS) and len(made.seeds) == 3
+    assert study.from_config(config(name, "table_smoke")).seeds == (0,)
+
+
+@pytest.mark.parametrize("name", ("math_qwen25_15b", "math_llama32_3b"))
+def test_the_sweeps_have_the_papers_values(config, name):
+    sweeps = study.from_config(config("paper_sweeps", name)).sweeps
+    assert set(sweeps) == {"call_reward", "group", "rho"}
+    assert len(sweeps["call_reward"].at) == 9 and sweeps["group"].at == (2, 4, 8, 16, 32)
+
+
+def test_an_unknown_form_is_refused_with_those_there_are(config):
+    with pytest.raises(ValueError, match="gapg_without_filter"):
+        config("math_qwen25_15b", "gagp")
