@@ -12,7 +12,9 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import jax
@@ -23,6 +25,7 @@ from offload_jax.settings import require
 T = TypeVar("T")
 
 _WAIT_MS = 24 * 3600 * 1000  # a peer that is gone is noticed by the service, not by this
+_LEFT, _LEAVE_SECONDS = "offload_jax/left", 5.0
 _exchanges = itertools.count()
 
 
@@ -141,9 +144,7 @@ def _gathered(action: Callable[[], T]) -> list[T]:
 
 def _exchange(message: dict[str, Any]) -> list[dict[str, Any]]:
     """Everybody's messages, by way of process 0: 2 N transfers instead of N squared."""
-    from jax._src.distributed import global_state  # no public interface; orbax uses the same
-
-    client, number, me = global_state.client, next(_exchanges), jax.process_index()
+    client, number, me = _client(), next(_exchanges), jax.process_index()
     folder = f"offload_jax/{number}/"
     if me:
         client.key_value_set_bytes(f"{folder}{me}", json.dumps(message).encode())
@@ -158,9 +159,29 @@ def _exchange(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def leave(status: int) -> None:
-    """Ends a process that failed: at once, so that the others are not waited for."""
+    """Ends a process that failed, without waiting for work of the others that never ends.
+
+    Process 0 holds the service that they talk over, and jax aborts whoever finds it gone; so it
+    goes last, some seconds later at most.
+    """
     if count() == 1:
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()
+    with suppress(Exception):  # whatever fails now, this process ends
+        _go_last() if is_main() else _client().key_value_set(f"{_LEFT}/{jax.process_index()}", "")
     os._exit(status)  # jax would wait for the others at exit
+
+
+def _go_last() -> None:
+    end = time.monotonic() + _LEAVE_SECONDS
+    for i in range(1, count()):
+        left = max(int(1000 * (end - time.monotonic())), 1)
+        _client().blocking_key_value_get(f"{_LEFT}/{i}", left)
+    time.sleep(0.2)  # from the others' last words to their end
+
+
+def _client() -> Any:
+    from jax._src.distributed import global_state  # no public interface; orbax uses the same
+
+    return global_state.client
