@@ -51,6 +51,7 @@ def test_it_shows_the_work_the_hand_over_and_the_receipt(fakes):
         page.wait_for_selector("#decision:has-text('Answered by the cloud')")
         assert cloud.asked == ["What?"]
         assert "3 + 7 = 10" in page.inner_text("#work")
+        assert "So:" in page.inner_text("#after") and "So:" not in page.inner_text("#work")
         assert page.inner_text("#answer") == hostile  # shown, not obeyed
         assert re.search(r"served by\s+cloud", page.inner_text("#receipt"))
         page.wait_for_selector("#account tr:has-text('by cloud'):has-text('1')")
