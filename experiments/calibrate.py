@@ -6,8 +6,6 @@ share of calls, with what to expect of it. The file is what `experiments.serve` 
 """
 
 import dataclasses
-import json
-import os
 import sys
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from absl import app, flags
 from offload_jax.evaluation.calibration import Calibration, calibration
 from offload_jax.evaluation.metrics import Estimate
 from offload_jax.evaluation.records import read_records
+from offload_jax.files import write_object
 
 RECORDS = flags.DEFINE_string("records", None, "Records of one policy, e.g. gapg.jsonl of a run.")
 CALL_RATIO = flags.DEFINE_float("call_ratio", None, "Share of questions that may call.", 0.0, 1.0)
@@ -42,12 +41,10 @@ def main(argv: list[str]) -> None:
 
 
 def write(path: Path, found: Calibration) -> None:
-    """The threshold and where it comes from; the file appears whole or not at all."""
+    """The threshold and where it comes from."""
     said = {**dataclasses.asdict(found), "records": RECORDS.value, "wanted": CALL_RATIO.value}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_object(path, said)
 
 
 def _table(found: Calibration) -> rich.table.Table:

@@ -18,6 +18,9 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def write_object(path: Path, values: dict[str, Any]) -> None:
-    """Indented, in UTF-8."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_object(path: Path, values: Any) -> None:
+    """Indented, in UTF-8; the file appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -44,7 +44,7 @@ class EngineConfig:
 
     def __post_init__(self):
         for name in ("slots", "queue", "chunk"):
-            require(getattr(self, name) >= 1, f"config.engine.{name} must be at least 1.")
+            require(getattr(self, name) >= 1, f"{name} of the engine must be at least 1.")
 
 
 class EngineStoppedError(Exception):

@@ -127,7 +127,7 @@ def load_policy(
     The weights are split over the mesh; without one they are on the default device.
 
     Raises:
-        ValueError: the folder holds no checkpoint of ours, or a foreign one.
+        ValueError: the folder holds no checkpoint of ours, a damaged or a foreign one.
     """
     folder = Path(folder).resolve()
     require(folder.is_dir(), f"{folder} does not exist; a checkpoint is expected there.")
@@ -168,8 +168,13 @@ def load_policy(
             restore_args=ocp.checkpoint_utils.construct_restore_args(like),
             partial_restore=True,
         )
-        restored = manager.restore(step, args=ocp.args.Composite(state=state))["state"]
-        check_fingerprints(restored, prints)
+        try:
+            restored = manager.restore(step, args=ocp.args.Composite(state=state))["state"]
+            check_fingerprints(restored, prints)
+        except Exception as error:  # of what kind depends on what is damaged
+            raise ValueError(
+                f"{folder}/{step} cannot be read: it is damaged ({_first_line(error)})."
+            ) from None
         params = restored["params"]
     if config.lora:
         base = Pretrained(config.pretrained).params(config, jax.random.key(0), mesh)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from offload_jax.files import write_object
 from offload_jax.processes import is_main
 from offload_jax.settings import require
 from offload_jax.training.experiment import Experiment
@@ -70,7 +71,7 @@ def open_workdir(path: str | Path, experiment: Experiment) -> Workdir:
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
         _claim(workdir, settings)
-        _write_json(workdir / "environment.json", environment())
+        write_object(workdir / "environment.json", environment())
     except OSError as error:
         raise ValueError(f"--workdir={path} cannot be used: {error}.") from None
     return workdir
@@ -89,7 +90,7 @@ def _claim(workdir: Workdir, settings: dict[str, Any]) -> None:
             " --workdir, or repeat the old settings to resume it.",
         )
     else:
-        _write_json(config, settings)
+        write_object(config, settings)
 
 
 def claim_parts(path: Path, parts: Mapping[str, Any]) -> None:
@@ -110,7 +111,7 @@ def claim_parts(path: Path, parts: Mapping[str, Any]) -> None:
             f"{path} holds other settings ({'; '.join(changed[:3])}): give a new"
             " --workdir, or repeat the old settings to resume it.",
         )
-        _write_json(path, {**before, **parts})
+        write_object(path, {**before, **parts})
     except OSError as error:
         raise ValueError(f"{path} cannot be used: {error}.") from None
 
@@ -161,9 +162,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)

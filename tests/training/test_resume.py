@@ -12,7 +12,7 @@ from offload_jax.learning.objective import ObjectiveConfig
 from offload_jax.learning.update import TrainState
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sharding import MeshConfig, make_mesh
-from offload_jax.training.checkpoints import Checkpoints
+from offload_jax.training.checkpoints import Checkpoints, load_policy
 from offload_jax.training.data import training_batches
 from offload_jax.training.detectors import RunError
 from offload_jax.training.experiment import from_config
@@ -174,6 +174,19 @@ def test_a_damaged_checkpoint_is_refused_in_words(setting, tmp_path, harm):
         path.write_bytes(content)
     assert refusals > 1  # not every file is read: some are of use to tools alone
     assert not is_refused(tmp_path, state)
+
+
+def test_a_policy_is_not_read_from_damaged_weights(setting, tmp_path):
+    experiment, sampler, _, mesh = setting
+    with Checkpoints(tmp_path) as checkpoints:
+        state = init_start(experiment, sampler, mesh)
+        checkpoints.save(state, experiment.device, sampler.vocabulary)
+    (prints,) = (tmp_path / "0" / "fingerprints").glob("metadata")
+    saved = json.loads(prints.read_text())
+    name = next(name for name in saved if name.startswith("params."))
+    prints.write_text(json.dumps(saved | {name: saved[name] ^ 1}))
+    with pytest.raises(ValueError, match=rf"/0 cannot be read: it is damaged \({name} is not"):
+        load_policy(tmp_path, mesh)
 
 
 def test_a_foreign_checkpoint_is_refused_in_words(setting, tmp_path):
