@@ -1,16 +1,27 @@
-"""Asks a served pair one question: `python -m experiments.ask "Make 46 from 3, 7 and 25."`.
+"""Asks a pair one question: `python -m experiments.ask "Make 46 from 3, 7 and 25."`.
 
 Shows the device's work as it comes, the hand-over when it happens, the answer, and its receipt.
+The pair is the one served on --url, or is made from --checkpoint for this one question.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import rich.console
 import rich.table
 from absl import app, flags, logging
+from ml_collections import config_flags
 from rich.text import Text
 
+from experiments.flags import parser, with_config
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "With --checkpoint: how; configs/serve.py if not given."
+)
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A device LLM; no server is needed then.")
+WORKDIR = flags.DEFINE_string("workdir", "runs/serve", "With --checkpoint: where the ledger lies.")
 URL = flags.DEFINE_string("url", "http://127.0.0.1:8000/v1", "Where the pair is served.")
 MODEL = flags.DEFINE_string("model", None, "Its name; the first that is served if not given.")
 DEVICE_ONLY = flags.DEFINE_bool("device_only", False, "Nothing leaves the machine.")
@@ -27,9 +38,12 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # the client's HTTP library tells every request
     if len(argv) != 2:
         _fail('give one question, in quotes: python -m experiments.ask "Make 46 from 3, 7 and 25."')
-    client = openai.OpenAI(base_url=URL.value, api_key="none", max_retries=0, timeout=600.0)
     try:
-        show(client, argv[1], rich.console.Console())
+        with _served() as url:
+            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600.0)
+            show(client, argv[1], rich.console.Console())
+    except (ValueError, ImportError) as error:
+        _fail(str(error))
     except openai.APIConnectionError:
         _fail(f"no pair is served on {URL.value}: start one with python -m experiments.serve.", 1)
     except openai.APIError as error:
@@ -37,6 +51,27 @@ def main(argv: list[str]) -> None:
         _fail(_printable(str(said or error.message)), 1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def _served() -> Iterator[str]:
+    """The URL of the pair; one that is made for this question ends with it."""
+    if CHECKPOINT.value is None:
+        yield URL.value
+        return
+    if flags.FLAGS["url"].present:
+        raise ValueError("--url and --checkpoint are both given; one of them is enough.")
+    # Whoever asks a server does not wait for jax.
+    from offload_jax.cloud.protocol import CloudError
+    from offload_jax.serving.build import from_config
+    from offload_jax.serving.server import serving
+
+    settings = from_config(CONFIG.value.to_dict())
+    try:
+        with serving(settings, CHECKPOINT.value, WORKDIR.value) as url:
+            yield url
+    except CloudError as error:
+        raise ValueError(error) from None
 
 
 def show(client: Any, question: str, console: rich.console.Console) -> None:
@@ -89,4 +124,5 @@ def _fail(message: str, status: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.argv = with_config(sys.argv, "serve.py")
+    app.run(main, flags_parser=parser(CONFIG))

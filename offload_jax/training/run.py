@@ -48,7 +48,8 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
     param_shardings(experiment.device, mesh)
     check_processes(experiment)
     workdir = main_first(lambda: open_workdir(path, experiment))
-    finished = [workdir.records(policy).exists() for policy in policies(experiment)]
+    records = (*policies(experiment), f"{policies(experiment)[1]}.validation")
+    finished = [workdir.records(name).exists() for name in records]
     if tell(lambda: all(finished)):
         console.print(f"This run is finished: {workdir.path}. A new --workdir starts another.")
     else:
@@ -82,7 +83,9 @@ def _run(job: "Job") -> None:
     start, trained = policies(job.experiment)
     params = job.start()
     job.test(start, params)
-    job.test(trained, job.post_train(trained, params, job.experiment))
+    params = job.post_train(trained, params, job.experiment)
+    job.test(trained, params)
+    job.test(trained, params, "validation")  # for setting a dial; last, as the cloud may cost
 
 
 def report(experiment: Experiment, workdir: Workdir, console: rich.console.Console) -> None:

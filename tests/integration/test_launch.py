@@ -57,6 +57,8 @@ def test_the_main_job_leaves_all_that_it_promises(finished):
         records = read_records(workdir / "records" / f"{policy}.jsonl")
         assert len(records) == 8 and all(r.cloud_correct is not None for r in records)
         assert (workdir / "checkpoints" / policy / "4").is_dir()
+    dial = read_records(workdir / "records" / "gapg.validation.jsonl")
+    assert len(dial) == 8 and {r.prompt_id for r in dial}.isdisjoint(r.prompt_id for r in records)
     assert "Traceback" not in printed and "Warning" not in printed
 
 

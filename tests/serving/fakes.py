@@ -6,14 +6,21 @@ import socket
 import threading
 from contextlib import contextmanager
 
+import jax
 import uvicorn
 
 from offload_jax.cloud.protocol import Answer
+from offload_jax.device.config import DeviceConfig
+from offload_jax.device.params import init_params
+from offload_jax.learning.update import TrainState
 from offload_jax.serving.app import Limits, Service, make_app
 from offload_jax.serving.attempt import Attempt, QueueFullError
 from offload_jax.serving.pair import Gate, Pair
+from offload_jax.settings import parse
 from offload_jax.tasks import make_task, parsing
+from offload_jax.tasks.countdown.tokenizer import make_vocabulary
 from offload_jax.tasks.task import Prompt
+from offload_jax.training.checkpoints import Checkpoints
 
 CALL = f"<think> 3 + 7 = 10 </think> {parsing.CALL_MARKER}"
 ANSWER = "<think> 25 + 21 = 46 </think> <answer> 25 + 3 * 7 </answer>"
@@ -134,3 +141,16 @@ def serving(engine, cloud, threshold=None, limits=None, read=None, patience=30.0
 
 def countdown():
     return make_task("countdown", "unused")
+
+
+def save_policy(folder):
+    """A checkpoint of random weights."""
+    device = parse(
+        DeviceConfig,
+        {"vocabulary": 160, "width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_size": 8,
+         "mlp": 16},
+    )  # fmt: skip
+    params = init_params(device, jax.random.key(0))
+    state = TrainState(params=params, optimizer=None, step=0)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(state, device, make_vocabulary())

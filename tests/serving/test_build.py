@@ -9,8 +9,6 @@ import pytest
 import tokenizers
 
 from offload_jax.cloud.ledger import NOTHING, BudgetConfig
-from offload_jax.device.config import DeviceConfig
-from offload_jax.learning.update import TrainState
 from offload_jax.serving.attempt import Question
 from offload_jax.serving.build import (
     from_config,
@@ -20,9 +18,7 @@ from offload_jax.serving.build import (
     served_task,
 )
 from offload_jax.serving.chat import ApiError, read_request
-from offload_jax.settings import parse
 from offload_jax.tasks.countdown.tokenizer import make_vocabulary
-from offload_jax.training.checkpoints import Checkpoints
 from offload_jax.vocabulary import Vocabulary
 
 CONFIG = Path(__file__).parents[2] / "configs" / "serve.py"
@@ -117,7 +113,7 @@ def test_a_service_is_made_from_a_checkpoint_alone(fakes, tmp_path, monkeypatch)
     pytest.importorskip("openai")
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     folder = tmp_path / "run" / "checkpoints" / "gapg"
-    save(folder)
+    fakes.save_policy(folder)
     engine, made, ended = fakes.FakeEngine(), [], []
     engine.start = lambda: made.append("started")
     engine.close = lambda: ended.append("closed")
@@ -133,20 +129,6 @@ def test_a_service_is_made_from_a_checkpoint_alone(fakes, tmp_path, monkeypatch)
         assert service.spent()["attempts"] == 0 and service.spent()["budget"]["dollars"] == 5.0
         service.engine.submit(Question(service.read("3 7 25 = 46")))
     assert ended == ["closed"]
-
-
-def save(folder):
-    from offload_jax.device.params import init_params
-
-    device = parse(
-        DeviceConfig,
-        {"vocabulary": 160, "width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_size": 8,
-         "mlp": 16},
-    )  # fmt: skip
-    params = init_params(device, jax.random.key(0))
-    state = TrainState(params=params, optimizer=None, step=0)
-    with Checkpoints(folder) as checkpoints:
-        checkpoints.save(state, device, make_vocabulary())
 
 
 def test_the_budget_of_a_ledger_is_shown(tmp_path, fakes):
