@@ -27,7 +27,7 @@ from offload_jax.evaluation.metrics import (
 )
 from offload_jax.evaluation.records import Columns, read_records, without_calls
 from offload_jax.training.logging import read_metrics
-from offload_jax.training.study import REFERENCE, Study, variant_name
+from offload_jax.training.study import REFERENCE, Study, Sweep, variant_name
 from offload_jax.training.study_table import CLOUD, Seed, entries, label, ordered, seeds_of
 
 
@@ -37,7 +37,7 @@ def report(
     console: rich.console.Console,
     over_cap: OverCap = "wrong",
 ) -> None:
-    """Writes table.{md,tex,json} and figures/, and prints the table."""
+    """Writes table.{md,tex,json}, sweeps.md and figures/, and prints the table."""
     path, cap = Path(path).resolve(), study.base.evaluation.cap
     rows, seeds = entries(study, path, over_cap), seeds_of(study, path)
     base = label(study.routed)
@@ -59,8 +59,11 @@ def report(
     _budgets(rows, base, figures / "budgets.png")
     _filter(study, rows, figures / "filter.png")
     _difficulty(study, seeds, figures / "difficulty.png")
-    for name in study.sweeps:
-        _sweep(study, seeds, name, figures, over_cap)
+    swept = {name: _swept(study, seeds, name, over_cap) for name in study.sweeps}
+    for name, measured in swept.items():
+        _sweep_figure(study.sweeps[name], measured, figures / f"{name}.png")
+    if swept:
+        (path / "sweeps.md").write_text(_sweep_tables(study, swept), encoding="utf-8")
     console.print(terminal(comparison))
     console.print(f"table.md, table.tex, table.json and figures are in {path}")
 
@@ -132,15 +135,13 @@ def _difficulty(study: Study, seeds: Sequence[Seed], path: Path) -> None:
     bars([f"{size} numbers" for size in sizes], series, "", "responses that call (%)", path)
 
 
-def _sweep(
-    study: Study, seeds: Sequence[Seed], name: str, figures: Path, over_cap: OverCap
-) -> None:
-    """Validation accuracy and calls of the swept methods at each value; no test prompt decides."""
+def _swept(
+    study: Study, seeds: Sequence[Seed], name: str, over_cap: OverCap
+) -> dict[str, list[list[float]]]:
+    """Per line, per value, percent of validation prompts of each seed; no test prompt decides."""
     settings = study.sweeps[name]
     measured: dict[str, list[list[float]]] = {}
-    budgets = None
-    if settings.setting == "learning.filter.rho":  # each value is trained for its own budget
-        budgets = [value / (1 + value) for value in settings.at]
+    budgets = _budgets_trained_for(settings)
     for i, value in enumerate(settings.at):
         cap = budgets[i] if budgets else study.base.evaluation.cap
         for method in settings.methods:
@@ -161,11 +162,36 @@ def _sweep(
                         f"{label(method)}: {what}", [[] for _ in settings.at]
                     )
                     cells[i].append(100 * float(hits.mean()))
+    return measured
+
+
+def _budgets_trained_for(settings: Sweep) -> list[float] | None:
+    """The share of calls that each value of ρ allows; None in another sweep."""
+    if settings.setting != "learning.filter.rho":
+        return None
+    return [value / (1 + value) for value in settings.at]
+
+
+def _sweep_figure(settings: Sweep, measured: dict[str, list[list[float]]], path: Path) -> None:
+    budgets = _budgets_trained_for(settings)
     if budgets:
         x, x_label = [100 * budget for budget in budgets], "call budget trained for (%)"
     else:
         x, x_label = list(settings.at), settings.setting
-    sweep(x, measured, x_label, "percent of validation prompts", figures / f"{name}.png")
+    sweep(x, measured, x_label, "percent of validation prompts", path)
+
+
+def _sweep_tables(study: Study, swept: dict[str, dict[str, list[list[float]]]]) -> str:
+    """The numbers behind the figures: percent of validation prompts, means over seeds."""
+    lines = []
+    for name, measured in swept.items():
+        settings = study.sweeps[name]
+        values = " | ".join(v if isinstance(v, str) else f"{v:g}" for v in settings.at)
+        lines += [f"| {settings.setting} | {values} |", "|---|" + "---:|" * len(settings.at)]
+        for what, cells in measured.items():
+            lines.append(f"| {what} | {' | '.join(f'{np.mean(cell):.1f}' for cell in cells)} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _dial(results: Columns, cap: float, seed: int) -> Bool[np.ndarray, " n"]:

@@ -73,6 +73,10 @@ def test_it_leaves_tables_and_figures(finished):
         assert (path / name).stat().st_size > 0
     for name in ("training", "budgets", "difficulty", "call_reward"):
         assert (path / "figures" / f"{name}.png").stat().st_size > 10_000
+    swept = (path / "sweeps.md").read_text()
+    assert swept.startswith(
+        "| learning.reward.call | 0.1 | 0.3 |\n|---|---:|---:|\n| GAPG: overall |"
+    )
     table = json.loads((path / "table.json").read_text())
     assert [method["name"] for method in table["methods"]] == [
         "Cloud LLM",
