@@ -2,7 +2,8 @@
 
 `main`, the default, trains the rows of the main table with three seeds, in an hour on 2 cores;
 `:sweeps` adds reward, group size and budget sweeps, `:tuning` the grid in which every method's
-settings are chosen; `:smoke` does every step of it in minutes.
+settings are chosen; `:hopeless` and `:early` are other regimes, for the methods that call; `:smoke`
+does every step of it in minutes.
 """
 
 import importlib.util
@@ -19,8 +20,8 @@ NO_FILTER = {"enabled": False}
 
 
 def get_config(size: str = "main") -> ConfigDict:
-    """The study: `main`, with `sweeps` or `tuning`, or its `smoke` form."""
-    sizes = ("main", "sweeps", "tuning", "smoke")
+    """The study: `main`, with `sweeps` or `tuning`, in another regime, or its `smoke` form."""
+    sizes = ("main", "sweeps", "tuning", "hopeless", "early", "smoke")
     if size not in sizes:
         raise ValueError(f"{Path(__file__).name} takes {', '.join(sizes)}, not {size!r}.")
     config = ConfigDict()
@@ -60,6 +61,12 @@ def get_config(size: str = "main") -> ConfigDict:
         config.base.evaluation.test_prompts = 500
         config.routers, config.samples = ConfigDict(), 0
         config.sweeps = ConfigDict(_tuning(config))
+    elif size in ("hopeless", "early"):
+        config.seeds, config.routers, config.samples = (0, 1), ConfigDict(), 0
+        if size == "hopeless":  # the device fails more often than it may call
+            config.base.task.four = 0.5
+        else:  # the start gives up or errs after few tries
+            config.base.start.late_traces.impatience = 0.7
     elif size != "main":
         config.sweeps = ConfigDict(_sweeps())
     if size == "smoke":

@@ -122,6 +122,22 @@ def test_two_processes_do_what_one_does_and_stop_and_go_on_together(alone, flags
     assert_same_run(alone, tmp_path / "run")
 
 
+@pytest.mark.slow  # the service takes its time to notice that one is gone
+def test_one_that_is_killed_ends_the_job_which_goes_on_when_started_again(alone, flags, tmp_path):
+    run = tmp_path / "run"
+    job = start(2, 4, launching(run, *flags))
+    deadline = time.monotonic() + 200
+    while not (run / "checkpoints" / "start" / "3").exists():
+        assert job[0].poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    job[1].kill()
+    assert all(status != 0 for status, _ in ended(job))
+    assert not (run / "records" / "gapg.jsonl").exists()
+    for status, printed in ended(start(2, 4, launching(run, *flags))):
+        assert status == 0, printed
+    assert_same_run(alone, run)
+
+
 def test_four_processes_ask_the_cloud_once_per_prompt(alone, flags, tmp_path):
     fake = FakeCloud(solve, models=["fake"])
     cloud = ["--config=configs/countdown_cloud.py:smoke", *flags[1:]]
