@@ -38,7 +38,7 @@ def get_config(size: str = "main") -> ConfigDict:
     config.methods = ConfigDict(
         {
             # No reward for calls and no filter: what the device can learn to solve by itself.
-            "task_tuned": _learning(GRPO, NO_FILTER, call=0.0),
+            "task_tuned": _learning(GRPO, NO_FILTER, call=0.0, rate=1e-4),  # its best of :tuning
             "collaboration_aware": _learning(DR_GRPO, NO_FILTER),
             "collaboration_aware_grpo": _learning(GRPO, NO_FILTER),
             "gapg_without_filter": _learning(ON_POLICY, NO_FILTER),
@@ -85,11 +85,13 @@ def _base(size: str) -> ConfigDict:
     return config
 
 
-def _learning(objective: dict, filter: dict, call: float | None = None) -> dict:
-    changes = {"objective": objective, "filter": filter}
-    if call is not None:
-        changes["reward"] = {"call": call}
-    return {"learning": changes}
+def _learning(objective: dict, filter: dict, **changes: float) -> dict:
+    learning = {"objective": objective, "filter": filter}
+    if "call" in changes:
+        learning["reward"] = {"call": changes["call"]}
+    if "rate" in changes:
+        learning["optimizer"] = {"rate": changes["rate"]}
+    return {"learning": learning}
 
 
 def _router(reads: str, body: str, rate: float, epochs: int = 20) -> dict:
