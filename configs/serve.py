@@ -23,12 +23,7 @@ def get_config(form: str = "countdown,oracle") -> ConfigDict:
     prompt_tokens, response_tokens, asked = _TASKS[task]
     config.task = ConfigDict(asked)
     config.sampling = ConfigDict(
-        {
-            "group": 1,
-            "prompt_tokens": prompt_tokens,
-            "response_tokens": response_tokens,
-            "temperature": 0.0,
-        }
+        {"prompt_tokens": prompt_tokens, "response_tokens": response_tokens}
     )
     config.cloud = _CLOUDS[cloud]()
     config.model = placeholder(str)  # None: the name of the checkpoint's folder

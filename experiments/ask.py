@@ -26,12 +26,14 @@ URL = flags.DEFINE_string("url", "http://127.0.0.1:8000/v1", "Where the pair is 
 MODEL = flags.DEFINE_string("model", None, "Its name; the first that is served if not given.")
 DEVICE_ONLY = flags.DEFINE_bool("device_only", False, "Nothing leaves the machine.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the sampling, where --temperature is not 0.", 0)
+_PATIENCE = 600.0  # seconds from one piece of the answer to the next
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: greedy.", 0.0, 2.0)
 
 
 def main(argv: list[str]) -> None:
     """Asks; what goes wrong is one sentence on stderr."""
     try:
+        import httpx  # what openai talks with
         import openai
     except ImportError:
         _fail("it needs the package openai: pip install 'offload_jax[serve]'.")
@@ -40,12 +42,16 @@ def main(argv: list[str]) -> None:
         _fail('give one question, in quotes: python -m experiments.ask "Make 46 from 3, 7 and 25."')
     try:
         with _served() as url:
-            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600.0)
+            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=_PATIENCE)
             show(client, argv[1], rich.console.Console())
     except (ValueError, ImportError) as error:
         _fail(str(error))
+    except openai.APITimeoutError:
+        _fail(f"the pair said nothing for {_PATIENCE:g} seconds.", 1)
     except openai.APIConnectionError:
         _fail(f"no pair is served on {URL.value}: start one with python -m experiments.serve.", 1)
+    except httpx.HTTPError as error:
+        _fail(f"the pair broke off in its answer ({type(error).__name__}).", 1)
     except openai.APIError as error:
         said = error.body.get("message") if isinstance(error.body, dict) else None
         _fail(_printable(str(said or error.message)), 1)
@@ -57,6 +63,9 @@ def main(argv: list[str]) -> None:
 def _served() -> Iterator[str]:
     """The URL of the pair; one that is made for this question ends with it."""
     if CHECKPOINT.value is None:
+        for name in sys.argv[1:]:
+            if name.startswith(("--config.", "--workdir")):
+                raise ValueError(f"{name} is for --checkpoint; a served pair has its own.")
         yield URL.value
         return
     if flags.FLAGS["url"].present:

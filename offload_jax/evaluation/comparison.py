@@ -362,7 +362,8 @@ def _main(comparison: Comparison) -> Block:
         caption=(
             f"Percent of n = {comparison.n:,} test prompts, {_seeds(comparison)}; calls capped at "
             f"{100 * comparison.cap:g} %. {_OVER_CAP[comparison.over_cap]}; the call ratio is "
-            f"before the cap. ±: sample standard deviation over seeds. {reference} − method: in "
+            f"before the cap. In rows of routers, thresholds and dials the device answers what is "
+            f"refused. ±: sample standard deviation over seeds. {reference} − method: in "
             f"overall accuracy, in points; brackets: 95 % interval (bootstrap over seeds and "
             f"prompts); p: sign-flip test clustered by prompt, with one seed McNemar's exact test."
             + _degraded(comparison)
@@ -386,8 +387,8 @@ def _routing(comparison: Comparison) -> Block:
     caption = (
         f"Percent, n = {comparison.n:,}, {_seeds(comparison)}, cap {100 * comparison.cap:g} %, "
         f"seed {comparison.seed}; ±: sample standard deviation over seeds. Needless: offloaded, "
-        f"though the device was right (a response that calls is no answer, so a policy's own call "
-        f"never is). Missed: retained, though only the cloud was right. Both wrong: neither was "
+        f"though the device was right (a response that calls is no answer, unless calls are "
+        f"taken back). Missed: retained, though only the cloud was right. Both wrong: neither was "
         f"right. AUROC: the score finds the errors among the device's answers. PGR: share "
         f"recovered of the gap between {comparison.device} (local) and {comparison.cloud}; APGR: "
         f"its mean over all budgets, between the ends of the method's own curve; CPT(x): calls "
@@ -403,9 +404,10 @@ def _usage_block(comparison: Comparison) -> Block:
         f"Per test prompt (n = {comparison.n:,}), {_seeds(comparison)}, cap "
         f"{100 * comparison.cap:g} %, seed {comparison.seed}; ±: sample standard deviation over "
         f"seeds. An offloaded prompt costs the device's attempt too, unless the router decides "
-        f"on the prompt alone. Tokens are counted, seconds and dollars reckoned with "
-        f"config.evaluation.usage from the tokens of the cloud's text: an oracle's is the bare "
-        f"answer, so that a reasoning model's would cost more. –: not known."
+        f"on the prompt alone. Tokens are counted; seconds and dollars are the cloud's own where "
+        f"it tells them, else reckoned with config.evaluation.usage from the tokens of its text: "
+        f"an oracle's is the bare answer, so that a reasoning model's would cost more. –: not "
+        f"known."
     )
     return _block(comparison, _USAGE, caption)
 

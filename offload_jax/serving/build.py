@@ -55,6 +55,19 @@ class MathAsked:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lengths:
+    """How long prompts and responses may be, in tokens; temperature and seed are the client's."""
+
+    prompt_tokens: int
+    response_tokens: int
+    compute_dtype: Dtype | None = None  # of weights and activations; None: the checkpoint's
+
+    def sampling(self) -> SamplingConfig:
+        """For the sampler; one response to each prompt. Raises ValueError."""
+        return SamplingConfig(1, temperature=0.0, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
 class Serving:
     """How a checkpoint is served.
 
@@ -73,7 +86,7 @@ class Serving:
         mesh: what the weights are split over.
     """
 
-    sampling: SamplingConfig
+    sampling: Lengths
     task: CountdownAsked | ArithmeticAsked | MathAsked = dataclasses.field(
         default_factory=CountdownAsked
     )
@@ -89,6 +102,7 @@ class Serving:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
+        self.sampling.sampling()  # raises where a length is none
         for name in ("slots", "queue"):
             value = getattr(self, name)
             require(value >= 1, f"config.{name} is {value}; it must be at least 1.")
@@ -139,11 +153,12 @@ def open_service(
     with jax.set_mesh(mesh):
         params, device, vocabulary = read_policy(checkpoint, mesh, settings.dtype)
         task = served_task(settings, vocabulary, workdir)
-        _check_lengths(settings.sampling, device)
+        sampling = settings.sampling.sampling()
+        _check_lengths(sampling, device)
         cloud = make_cloud(settings.cloud, task, workdir, mesh)
         gate = Gate(cloud, getattr(settings.cloud, "concurrency", 1), settings.patience)
         try:
-            sampler = Sampler(task, device, settings.sampling, mesh)
+            sampler = Sampler(task, device, sampling, mesh)
             engine = make_engine(params, sampler, settings.slots, settings.queue)
             engine.start()
             try:

@@ -3,6 +3,7 @@
 import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,9 +12,10 @@ import uvicorn
 
 from offload_jax.device.params import Params
 from offload_jax.sampling.sampler import Sampler
-from offload_jax.serving.app import make_app
+from offload_jax.serving.app import Service, make_app
 from offload_jax.serving.build import Serving, open_service
 from offload_jax.serving.engine import EngineConfig, SlotEngine
+from offload_jax.settings import require
 
 
 def serve(settings: Serving, checkpoint: str, workdir: str | Path, host: str, port: int) -> None:
@@ -47,6 +49,9 @@ def serving(settings: Serving, checkpoint: str, workdir: str | Path) -> Iterator
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
+            while not server.started:
+                require(thread.is_alive(), "The server ended while it started.")
+                time.sleep(0.01)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         finally:
             server.should_exit = True
@@ -74,7 +79,7 @@ def _engine(params: Params, sampler: Sampler, slots: int, queue: int) -> SlotEng
     return SlotEngine(params, sampler, EngineConfig(slots=slots, queue=queue))
 
 
-def _server(service, patience: float) -> uvicorn.Server:
+def _server(service: Service, patience: float) -> uvicorn.Server:
     # A connection is a file: as many as the system allows, not the shell's usual 1,024.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):

@@ -80,8 +80,9 @@ class Checkpoints:
             check_fingerprints(state, restored["fingerprints"])
         except Exception as error:  # of what kind depends on what is damaged
             raise ValueError(
-                f"{self.folder}/{step} cannot be restored: it is damaged, or no checkpoint of this"
-                f" run ({_first_line(error)}). Remove that folder to go on from the one before it."
+                f"{self.folder}/{step} cannot be restored: {_first_line(error)}. If it is damaged,"
+                " or no checkpoint of this run, and not out of reach (memory, permissions), remove"
+                " that folder to go on from the one before it."
             ) from None
         return state.replace(params={**frozen, **state.params})
 
@@ -173,7 +174,7 @@ def load_policy(
             check_fingerprints(restored, prints)
         except Exception as error:  # of what kind depends on what is damaged
             raise ValueError(
-                f"{folder}/{step} cannot be read: it is damaged ({_first_line(error)})."
+                f"{folder}/{step} cannot be read, damaged or out of reach: {_first_line(error)}."
             ) from None
         params = restored["params"]
     if config.lora:

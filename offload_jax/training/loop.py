@@ -75,7 +75,7 @@ def run_stage(
             log.write(done, stage.name, metrics)
             if at_checkpoint or stopping:
                 checkpoints.save(state, config, vocabulary)
-            if stopping and done < stage.steps:
+            if stopping:
                 raise PreemptedError(
                     f"Stopped by SIGTERM after step {done} of {stage.name}, which is saved: the"
                     " same command goes on from there."

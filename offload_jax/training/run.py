@@ -48,8 +48,7 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
     param_shardings(experiment.device, mesh)
     check_processes(experiment)
     workdir = main_first(lambda: open_workdir(path, experiment))
-    records = (*policies(experiment), f"{policies(experiment)[1]}.validation")
-    finished = [workdir.records(name).exists() for name in records]
+    finished = [workdir.records(policy).exists() for policy in policies(experiment)]
     if tell(lambda: all(finished)):
         console.print(f"This run is finished: {workdir.path}. A new --workdir starts another.")
     else:
@@ -84,8 +83,8 @@ def _run(job: "Job") -> None:
     params = job.start()
     job.test(start, params)
     params = job.post_train(trained, params, job.experiment)
+    job.test(trained, params, "validation")  # for setting a dial
     job.test(trained, params)
-    job.test(trained, params, "validation")  # for setting a dial; last, as the cloud may cost
 
 
 def report(experiment: Experiment, workdir: Workdir, console: rich.console.Console) -> None:

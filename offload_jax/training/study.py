@@ -120,7 +120,7 @@ class Study:
 
     @property
     def base(self) -> Experiment:
-        """What all methods share: everything but `learning`."""
+        """The routed method's experiment; all share it, but for `learning` and the group size."""
         return self.methods[self.routed]
 
 
@@ -288,7 +288,7 @@ def compute(study: Study, path: str | Path, console: rich.console.Console) -> No
     jax.config.update("jax_compilation_cache_dir", str(path / "cache"))
     for seed in study.seeds:
         began = time.perf_counter()
-        workdir = open_workdir(path / f"seed{seed}", _seeded(base, seed))
+        workdir = open_workdir(path / f"seed{seed}", _seeded(base, seed), without=("learning",))
         with (
             jax.set_mesh(mesh),
             RunLog(workdir.path) as log,

@@ -149,6 +149,8 @@ def _swept(
             policy = method if same else variant_name(name, method, value)
             for seed in seeds[: settings.seeds]:
                 results = seed.results(policy, "validation")
+                if method == study.routed:
+                    results = without_calls(results)  # as in the table: it is not meant to call
                 found = {
                     "overall": capped(results, cap, seed.seed, over_cap).correct,
                     "local": results.device_correct,

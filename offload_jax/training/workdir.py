@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,17 @@ class Workdir:
         return self.path / "records" / f"{policy}.jsonl"
 
 
-def open_workdir(path: str | Path, experiment: Experiment) -> Workdir:
+def open_workdir(path: str | Path, experiment: Experiment, without: Sequence[str] = ()) -> Workdir:
     """Makes the folder of a run, or comes back to it.
 
     Leaves `config.json` (the resolved settings) and `environment.json` (git revision, package
-    versions, machine, command).
+    versions, machine, command; where another revision or machine has come back to the folder, each
+    in `afterwards`).
+
+    Args:
+        path: of the folder.
+        experiment: what is run in it.
+        without: sections of the settings in which the folder's parts differ, as in a study.
 
     Raises:
         ValueError: the folder cannot be written, or holds checkpoints or records made with other
@@ -68,10 +74,11 @@ def open_workdir(path: str | Path, experiment: Experiment) -> Workdir:
         )
         return workdir
     settings = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    settings = {name: value for name, value in settings.items() if name not in without}
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
         _claim(workdir, settings)
-        write_object(workdir / "environment.json", environment())
+        _note_environment(workdir / "environment.json")
     except OSError as error:
         raise ValueError(f"--workdir={path} cannot be used: {error}.") from None
     return workdir
@@ -91,6 +98,17 @@ def _claim(workdir: Workdir, settings: dict[str, Any]) -> None:
         )
     else:
         write_object(config, settings)
+
+
+def _note_environment(path: Path) -> None:
+    """Writes the environment, or adds it to the one that began the run, where it is another."""
+    now = environment()
+    first = _read_json(path) if path.exists() else now
+    afterwards = first.pop("afterwards", [])
+    seen = [{**each, "command": None} for each in (first, *afterwards)]
+    if {**now, "command": None} not in seen:
+        afterwards.append(now)
+    write_object(path, {**first, "afterwards": afterwards} if afterwards else first)
 
 
 def claim_parts(path: Path, parts: Mapping[str, Any]) -> None:

@@ -51,6 +51,8 @@ def test_the_configs_of_countdown_fit(cloud):
     [
         ("math,oracle", {}, "'oracle', which has no solver for what users ask of math"),
         ("countdown,oracle", {"slots": 0}, "config.slots is 0"),
+        ("countdown,oracle", {"sampling.temperature": 0.7}, "config.sampling.temperature"),
+        ("countdown,oracle", {"sampling.response_tokens": 0}, "response_tokens must be at least"),
         ("countdown,oracle", {"patience": 0.0}, "config.patience is 0.0"),
         ("countdown,oracle", {"threshold": float("nan")}, "config.threshold is nan"),
         ("countdown,oracle", {"threshold": 0.5, "threshold_file": "x"}, "both given"),

@@ -55,5 +55,6 @@ def test_ask_needs_no_server_if_it_has_a_checkpoint(fakes, tmp_path):
     shown = said.stdout.split()
     assert shown[shown.index("served") :][:3] == ["served", "by", "cloud"]
     one_sentence(run(*ask, f"--checkpoint={tmp_path / 'none'}"), 2, "none")
+    one_sentence(run(*ask), 2, "is for --checkpoint")
     both = run(*ask, f"--checkpoint={folder}", "--url=http://127.0.0.1:1/v1")
     one_sentence(both, 2, "--url and --checkpoint are both given")

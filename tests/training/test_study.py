@@ -1,6 +1,7 @@
 """A study: what methods share is done once, and the table follows from what lies on disk."""
 
 import copy
+import dataclasses
 import importlib.util
 import io
 import json
@@ -218,7 +219,8 @@ def test_the_papers_rows_are_configs():
     assert rival.objective.name == "dr_grpo" and rival.reward.call > 0 and not rival.filter.enabled
     gapg = study.methods["gapg"].learning
     assert gapg.objective.name == "gapg" and gapg.filter.enabled
-    assert gapg.optimizer == rival.optimizer == tuned.optimizer
+    assert gapg.optimizer == rival.optimizer
+    assert tuned.optimizer == dataclasses.replace(gapg.optimizer, rate=1e-4)  # by the grid
 
 
 @pytest.mark.parametrize(
