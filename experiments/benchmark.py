@@ -18,7 +18,7 @@ from experiments.flags import parser
 from offload_jax.benchmark import Row, Workload, benchmark, check_shards
 from offload_jax.device.params import param_shardings
 from offload_jax.settings import parse
-from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
+from offload_jax.sharding import make_mesh, prepare_devices, prompt_shards
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", "configs/benchmark.py", "The workload, or an experiment."
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         workload = workload_of(CONFIG.value, QUICK.value)
-        split_cpu(workload.mesh)
+        prepare_devices(workload.mesh)
         mesh = make_mesh(workload.mesh)
         check_shards(workload, prompt_shards(mesh))
         param_shardings(workload.device, mesh)  # raises where a weight does not divide

@@ -25,7 +25,7 @@ from offload_jax.learning.update import TrainState, WeightedResponses, state_sha
 from offload_jax.sampling.compaction import grids
 from offload_jax.sampling.rollout import PromptBatch, SamplingConfig, rollout
 from offload_jax.settings import parse, require
-from offload_jax.sharding import MeshConfig, prompt_shards, sharding_of
+from offload_jax.sharding import MeshConfig, prepare_tpus, prompt_shards, sharding_of
 from offload_jax.training.experiment import LearningSettings
 from offload_jax.training.post_training import update_options
 
@@ -101,6 +101,7 @@ def topology(name: str) -> list[jax.Device]:
     # Otherwise libtpu looks for the TPU of this machine, and says at length that there is none.
     for variable, value in _NO_TPU_HERE.items():
         os.environ.setdefault(variable, value)
+    prepare_tpus()
     from jax.experimental import topologies
 
     try:

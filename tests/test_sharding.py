@@ -1,10 +1,19 @@
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from offload_jax.sharding import MeshConfig, constrain, gathered, make_mesh, sharding_of
+from offload_jax.sharding import (
+    MeshConfig,
+    constrain,
+    gathered,
+    make_mesh,
+    prepare_tpus,
+    sharding_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +56,15 @@ def test_a_gathered_weight_is_whole_and_its_gradient_split(mesh):
     assert whole.sharding.shard_shape((8, 4)) == (8, 2)
     assert gradient.sharding.shard_shape((8, 4)) == (4, 2)
     np.testing.assert_array_equal(gradient, 8)
+
+
+def test_what_the_user_tells_tpus_compiler_is_kept(monkeypatch):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_a=1")
+    prepare_tpus()
+    ours = os.environ["LIBTPU_INIT_ARGS"]
+    prepare_tpus()
+    assert ours == os.environ["LIBTPU_INIT_ARGS"] and ours.startswith("--xla_a=1 --xla_jf_spmd_")
+    own = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=5"
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", own)
+    prepare_tpus()
+    assert os.environ["LIBTPU_INIT_ARGS"] == own

@@ -23,7 +23,7 @@ from offload_jax.serving.app import Limits, Service
 from offload_jax.serving.attempt import Engine
 from offload_jax.serving.pair import Gate, Pair
 from offload_jax.settings import parse, require
-from offload_jax.sharding import MeshConfig, make_mesh, split_cpu
+from offload_jax.sharding import MeshConfig, make_mesh, prepare_devices
 from offload_jax.tasks import make_task
 from offload_jax.tasks.task import Prompt, Task
 from offload_jax.training.checkpoints import read_policy
@@ -147,7 +147,7 @@ def open_service(
         ValueError: something does not fit.
     """
     threshold = read_threshold(settings)
-    split_cpu(settings.mesh)
+    prepare_devices(settings.mesh)
     mesh = make_mesh(settings.mesh)
     workdir = Path(workdir).resolve()
     with jax.set_mesh(mesh):

@@ -21,7 +21,7 @@ from offload_jax.sampling.rollout import SamplingConfig
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import encode_prompts
 from offload_jax.settings import parse, require
-from offload_jax.sharding import MeshConfig, make_mesh, prompt_shards, split_cpu
+from offload_jax.sharding import MeshConfig, make_mesh, prepare_devices, prompt_shards
 from offload_jax.tasks import make_task
 from offload_jax.tasks.math.config import MathConfig
 from offload_jax.tasks.math.sources import find
@@ -111,7 +111,7 @@ def evaluate_tasks(
     for name in names:
         MathConfig(**settings.task(name))
         find(name, "test", settings.files)
-    split_cpu(settings.mesh)
+    prepare_devices(settings.mesh)
     mesh = make_mesh(settings.mesh)
     shards = prompt_shards(mesh)
     require(

@@ -23,7 +23,7 @@ from offload_jax.processes import gather, is_main, main_first, tell, together
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.sampling.text import encode_prompts
 from offload_jax.settings import require
-from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
+from offload_jax.sharding import make_mesh, prepare_devices, prompt_shards
 from offload_jax.tasks import make_task
 from offload_jax.training.checkpoints import Checkpoints
 from offload_jax.training.detectors import collapse
@@ -42,7 +42,7 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
         ValueError: settings, devices, tokenizer or workdir do not fit; nothing is computed then.
         RunError: a loss or gradient is not finite.
     """
-    split_cpu(experiment.mesh)
+    prepare_devices(experiment.mesh)
     mesh = make_mesh(experiment.mesh)
     check_devices(experiment, prompt_shards(mesh))
     param_shardings(experiment.device, mesh)

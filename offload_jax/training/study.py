@@ -34,7 +34,7 @@ from offload_jax.routing.router import (
 )
 from offload_jax.sampling.text import encode_prompts
 from offload_jax.settings import nearest, parse, require
-from offload_jax.sharding import make_mesh, prompt_shards, split_cpu
+from offload_jax.sharding import make_mesh, prepare_devices, prompt_shards
 from offload_jax.tasks.task import Prompt
 from offload_jax.training.experiment import Experiment, check_devices, size
 from offload_jax.training.experiment import from_config as experiment_from_config
@@ -280,7 +280,7 @@ def compute(study: Study, path: str | Path, console: rich.console.Console) -> No
         RunError: a loss or gradient is not finite.
     """
     base = study.base
-    split_cpu(base.mesh)
+    prepare_devices(base.mesh)
     mesh = make_mesh(base.mesh)
     for experiment in (*study.methods.values(), *study.variants.values()):
         check_devices(experiment, prompt_shards(mesh))
