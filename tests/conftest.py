@@ -6,11 +6,15 @@ are off.
 
 import gc
 import os
+import signal
 
 import pytest
 
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is in what a shell starts in the background; children that tests interrupt inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count=8"
 )
