@@ -38,13 +38,17 @@ def argmax(scores: Float[Array, "V P G"]) -> tuple[Int[Array, "P G"], Float[Arra
 
 
 def block_size(V: int) -> int:
-    """The divisor of V that is nearest sqrt(V) in ratio, if it is within a factor of 8.
+    """The divisor of V that is nearest sqrt(V) in ratio, if one is within a factor of 8.
 
-    A size that does not divide V costs a copy of the scores at every step.
+    A size that does not divide V costs a copy of the scores at every step. Of those that do, one
+    that leaves a multiple of 16 blocks comes first: where the vocabulary is split over `tensor`,
+    blocks must not straddle its parts, or every step gathers the head. (The mesh itself is not
+    asked, so that the same key draws the same token on all meshes.)
     """
-    divisors = [d for d in range(1, V + 1) if V % d == 0]
-    nearest = min(divisors, key=lambda d: max(d * d / V, V / (d * d)))
-    return nearest if V / 64 <= nearest**2 <= 64 * V else round(V**0.5)
+    near = [d for d in range(1, V + 1) if V % d == 0 and V / 64 <= d * d <= 64 * V]
+    if not near:
+        return round(V**0.5)
+    return min(near, key=lambda d: (V // d % 16 != 0, max(d * d / V, V / (d * d))))
 
 
 def _choose(scores, block_of, token_of):

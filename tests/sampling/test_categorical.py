@@ -64,3 +64,8 @@ def test_impossible_tokens_are_never_drawn_and_large_scores_do_not_overflow():
 )
 def test_blocks_divide_the_vocabulary_where_they_can(V, size):
     assert categorical.block_size(V) in (size, V // size)
+
+
+@pytest.mark.parametrize("V", [160, 49_152, 128_256, 151_936, 152_064])
+def test_no_block_straddles_the_parts_of_a_split_vocabulary(V):
+    assert V // categorical.block_size(V) % 16 == 0
