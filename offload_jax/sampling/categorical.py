@@ -5,6 +5,8 @@ and then a token inside it is the softmax exactly, takes 2 sqrt(V) random number
 yields the log-normaliser on the way.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -38,17 +40,18 @@ def argmax(scores: Float[Array, "V P G"]) -> tuple[Int[Array, "P G"], Float[Arra
 
 
 def block_size(V: int) -> int:
-    """The divisor of V that is nearest sqrt(V) in ratio, if one is within a factor of 8.
+    """The largest divisor of V up to sqrt(V), if one is within a factor of 16 of it.
 
     A size that does not divide V costs a copy of the scores at every step. Of those that do, one
-    that leaves a multiple of 16 blocks comes first: where the vocabulary is split over `tensor`,
-    blocks must not straddle its parts, or every step gathers the head. (The mesh itself is not
-    asked, so that the same key draws the same token on all meshes.)
+    that leaves a multiple of 4 blocks comes first: where the vocabulary is split over `tensor`,
+    blocks must not straddle its parts, or every step gathers the head. (Blocks larger than sqrt(V)
+    would do as well, but move more bytes: docs/scaling.md.) The mesh itself is not asked, so that
+    the same key draws the same token on all meshes.
     """
-    near = [d for d in range(1, V + 1) if V % d == 0 and V / 64 <= d * d <= 64 * V]
-    if not near:
+    sizes = [d for d in range(1, math.isqrt(V) + 1) if V % d == 0 and 256 * d * d >= V]
+    if not sizes:
         return round(V**0.5)
-    return min(near, key=lambda d: (V // d % 16 != 0, max(d * d / V, V / (d * d))))
+    return max(sizes, key=lambda d: (V // d % 4 == 0, d))
 
 
 def _choose(scores, block_of, token_of):
