@@ -1,9 +1,9 @@
 """Every row of the paper's table on Countdown, with a device LLM of 0.6 M parameters.
 
 `main`, the default, trains the rows of the main table with three seeds, in an hour on 2 cores;
-`:sweeps` adds reward, group size and budget sweeps, `:tuning` the grid in which every method's
-settings are chosen; `:hopeless` and `:early` are other regimes, for the methods that call; `:smoke`
-does every step of it in minutes.
+`:sweeps` adds reward, group size and budget sweeps, `:tuning` and `:finalists` the grids in which
+every method's settings are chosen; `:hopeless` and `:early` are other regimes, for the methods that
+call; `:smoke` does every step of it in minutes.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ NO_FILTER = {"enabled": False}
 
 def get_config(size: str = "main") -> ConfigDict:
     """The study: `main`, with `sweeps` or `tuning`, in another regime, or its `smoke` form."""
-    sizes = ("main", "sweeps", "tuning", "hopeless", "early", "smoke")
+    sizes = ("main", "sweeps", "tuning", "finalists", "hopeless", "early", "smoke")
     if size not in sizes:
         raise ValueError(f"{Path(__file__).name} takes {', '.join(sizes)}, not {size!r}.")
     config = ConfigDict()
@@ -55,12 +55,14 @@ def get_config(size: str = "main") -> ConfigDict:
     )
     config.samples = 8
     config.sweeps = ConfigDict({})
-    if size == "tuning":
-        # Other prompts and another seed than the table's, so that choosing cannot flatter it.
-        config.base.task.seed, config.seeds = 1, (100,)
+    if size in ("tuning", "finalists"):
+        # Other prompts and other seeds than the table's, so that choosing cannot flatter it.
+        config.base.task.seed, config.seeds = 1, (100,) if size == "tuning" else (100, 101)
         config.base.evaluation.test_prompts = 500
         config.routers, config.samples = ConfigDict(), 0
-        config.sweeps = ConfigDict(_tuning(config))
+        config.sweeps = ConfigDict(_tuning(config) if size == "tuning" else _finalists(config))
+        if size == "finalists":
+            config.base.learning.steps = 120
     elif size in ("hopeless", "early"):
         config.seeds, config.routers, config.samples = (0, 1), ConfigDict(), 0
         if size == "hopeless":  # the device fails more often than it may call
@@ -139,6 +141,25 @@ def _tuning(config: ConfigDict) -> dict:
             "at": (0.15, 0.3, 0.6),
             "methods": callers,
             "seeds": 1,
+        },
+    }
+
+
+def _finalists(config: ConfigDict) -> dict:
+    """What `:tuning` left open, at the table's number of steps and with two starts."""
+    callers = tuple(name for name in config.methods if name != config.routed)
+    return {
+        "call_reward": {
+            "setting": "learning.reward.call",
+            "at": (0.3, 0.45),
+            "methods": callers,
+            "seeds": 2,
+        },
+        "rate": {
+            "setting": "learning.optimizer.rate",
+            "at": (1e-4, 2e-4),
+            "methods": (config.routed,),
+            "seeds": 2,
         },
     }
 
