@@ -60,9 +60,9 @@ def get_config(size: str = "main") -> ConfigDict:
         config.base.task.seed, config.seeds = 1, (100,) if size == "tuning" else (100, 101)
         config.base.evaluation.test_prompts = 500
         config.routers, config.samples = ConfigDict(), 0
-        config.sweeps = ConfigDict(_tuning(config) if size == "tuning" else _finalists(config))
+        config.sweeps = ConfigDict(_tuning(config))
         if size == "finalists":
-            config.base.learning.steps = 120
+            _keep_finalists(config)
     elif size in ("hopeless", "early"):
         config.seeds, config.routers, config.samples = (0, 1), ConfigDict(), 0
         if size == "hopeless":  # the device fails more often than it may call
@@ -145,23 +145,12 @@ def _tuning(config: ConfigDict) -> dict:
     }
 
 
-def _finalists(config: ConfigDict) -> dict:
+def _keep_finalists(config: ConfigDict) -> None:
     """What `:tuning` left open, at the table's number of steps and with two starts."""
-    callers = tuple(name for name in config.methods if name != config.routed)
-    return {
-        "call_reward": {
-            "setting": "learning.reward.call",
-            "at": (0.3, 0.45),
-            "methods": callers,
-            "seeds": 2,
-        },
-        "rate": {
-            "setting": "learning.optimizer.rate",
-            "at": (1e-4, 2e-4),
-            "methods": (config.routed,),
-            "seeds": 2,
-        },
-    }
+    config.base.learning.steps = config.base.evaluation.every = 120
+    del config.methods.task_tuned, config.sweeps.rate
+    config.routed = "collaboration_aware"
+    config.sweeps.call_reward.update({"at": (0.3, 0.45), "seeds": 2})
 
 
 def _shrink(config: ConfigDict) -> None:
