@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 
 def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
@@ -12,11 +12,14 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
 
     def parse_flags(argv: list[str]) -> list[str]:
         try:
-            rest = app.parse_flags_with_usage(argv)
+            rest = flags.FLAGS(argv)
             values = config.value  # where the file could not be read, this is what tells
             if values is not None:
                 values.lock()
             return rest
+        except flags.Error as error:
+            print(f"Error: {_sentence(str(error))}", file=sys.stderr)
+            sys.exit(2)
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             # The config's own errors are wrapped in one another and laid out over several lines.
             while error.args and isinstance(error.args[0], Exception):
@@ -26,6 +29,15 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
             sys.exit(2)
 
     return parse_flags
+
+
+def _sentence(text: str) -> str:
+    """A flag's mistake; of a config that raised one, its sentence without the traceback."""
+    flag, traceback, rest = text.partition(" Error whilst parsing config file:")
+    if not traceback:
+        return " ".join(text.split())
+    _, _, said = rest.strip().rpartition("\n")[2].partition(": ")
+    return f"{flag.removeprefix('flag ')} {said}"
 
 
 def with_config(argv: list[str], name: str) -> list[str]:

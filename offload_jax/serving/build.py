@@ -181,19 +181,17 @@ def served_task(settings: Serving, vocabulary: Vocabulary, workdir: Path) -> Tas
     values = dataclasses.asdict(settings.task)
     name = values.pop("name")
     chat = vocabulary.chat_template is not None
-    if name == "countdown":
-        task = make_task(name, workdir / "data", vocabulary if chat else None, **values)
-        require(
-            chat or task.vocabulary.to_json() == vocabulary.to_json(),
-            "The checkpoint has neither a chat template nor Countdown's own vocabulary.",
-        )
-        return task
-    require(chat, f"config.task.name is {name!r}, but the checkpoint has no chat template.")
-    if name == "arithmetic":
-        values |= {"train": 1, "validation": 1, "test": 1, "seed": 0}
-    else:
+    if name == "math":
+        require(chat, "config.task.name is 'math', but the checkpoint has no chat template.")
         values |= {"files": "", "train": None, "test": None}
-    return make_task(name, workdir / "data", vocabulary, **values)
+    elif name == "arithmetic":
+        values |= {"train": 1, "validation": 1, "test": 1, "seed": 0}
+    task = make_task(name, workdir / "data", vocabulary if chat else None, **values)
+    require(
+        chat or task.vocabulary.to_json() == vocabulary.to_json(),
+        f"The checkpoint has neither a chat template nor the vocabulary of the task {name!r}.",
+    )
+    return task
 
 
 def read_prompt(task: Task, question: str) -> Prompt:

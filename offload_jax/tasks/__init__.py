@@ -14,7 +14,8 @@ def make_task(
     Args:
         name: "countdown", "arithmetic" or "math".
         data_dir: where a dataset may be built.
-        vocabulary: of the pretrained device LLM that is asked; Countdown has one of its own.
+        vocabulary: of the pretrained device LLM that is asked; Countdown and arithmetic have one of
+            their own.
         settings: the task's own fields of `config.task`.
     """
     if name == "countdown":

@@ -212,16 +212,18 @@ class Experiment:
 
     def _check_device(self) -> None:
         pretrained, task = self.device.pretrained, self.task.name
-        own = isinstance(self.task, CountdownSettings)
         require(
-            own or pretrained is not None,
+            pretrained is not None or not isinstance(self.task, MathSettings),
             f"config.device.pretrained is missing: the task {task!r} is asked in the vocabulary of"
             " a pretrained device LLM.",
         )
-        tokens, context = (
-            self.sampling.prompt_tokens + self.sampling.response_tokens,
-            (self.device.context),
+        require(
+            pretrained is not None or getattr(self.task, "stories", 0) == 0,
+            "config.task.stories must be 0 without config.device.pretrained: a device LLM that is"
+            " trained from nothing is asked chains of numbers alone.",
         )
+        tokens = self.sampling.prompt_tokens + self.sampling.response_tokens
+        context = self.device.context
         require(
             context is None or tokens <= context,
             f"config.sampling.prompt_tokens + response_tokens is {tokens}; the device LLM's context"

@@ -142,6 +142,10 @@ def test_it_runs_on_eight_devices_with_all_three_mesh_axes(flags, tmp_path):
         ("--config.learning.reward.call=7.0", "answer >= call >= format"),
         ("stray", "stray"),
         ("--config=configs/nope.py", "configs/nope.py"),
+        (
+            "--config=configs/countdown_cpu.py:nope",
+            "Error: --config=configs/countdown_cpu.py",
+        ),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told_without_a_traceback(

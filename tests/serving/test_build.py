@@ -18,6 +18,7 @@ from offload_jax.serving.build import (
     served_task,
 )
 from offload_jax.serving.chat import ApiError, read_request
+from offload_jax.tasks.arithmetic import tokenizer as arithmetic
 from offload_jax.tasks.countdown.tokenizer import make_vocabulary
 from offload_jax.vocabulary import Vocabulary
 
@@ -89,10 +90,20 @@ def test_a_task_needs_no_data_and_a_checkpoint_that_fits_it(tmp_path):
     chat = served_task(settings, chat_vocabulary(), tmp_path)
     assert "Using the numbers 3, 7 and 25" in chat.device_text(prompt)
     foreign = Vocabulary(tokenizers.Tokenizer(tokenizers.models.BPE()), (0,), 0)
-    with pytest.raises(ValueError, match="neither a chat template nor Countdown's own vocabulary"):
+    with pytest.raises(ValueError, match="neither a chat template nor the vocabulary of the task"):
         served_task(settings, foreign, tmp_path)
     with pytest.raises(ValueError, match="'math', but the checkpoint has no chat template"):
         served_task(from_config(config("math,openai")), make_vocabulary(), tmp_path)
+
+
+def test_a_small_arithmetic_checkpoint_is_asked_chains(tmp_path):
+    settings = from_config(config("arithmetic,openai"))
+    task = served_task(settings, arithmetic.make_vocabulary(), tmp_path)
+    assert task.device_text(read_prompt(task, "What is (2 + 3) * 4?")) == "<bos>(2+3)*4="
+    with pytest.raises(ValueError, match="not understood as a chain"):
+        read_prompt(task, "How many primes are below 20?")
+    with pytest.raises(ValueError, match="nor the vocabulary of the task 'arithmetic'"):
+        served_task(settings, make_vocabulary(), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "math"])

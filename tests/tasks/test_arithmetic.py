@@ -5,7 +5,7 @@ import random
 import pytest
 
 from offload_jax.tasks import make_task
-from offload_jax.tasks.arithmetic.problems import ProblemConfig, problems
+from offload_jax.tasks.arithmetic.problems import ProblemConfig, problems, read_chain, write_chain
 from offload_jax.tasks.arithmetic.task import SYSTEM, ExampleConfig
 from offload_jax.tasks.task import Kind
 from tests.pretrained.folders import vocabulary
@@ -16,6 +16,12 @@ SETTINGS = {"train": 300, "validation": 20, "test": 30, "seed": 0}
 @pytest.fixture(scope="module")
 def task():
     return make_task("arithmetic", "unused", vocabulary(), **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """For a device LLM that is trained from nothing, in the task's own vocabulary."""
+    return make_task("arithmetic", "unused", None, **SETTINGS, stories=0.0, products=0.4)
 
 
 def test_the_answer_is_the_value_of_the_chain_as_it_is_asked():
@@ -103,6 +109,41 @@ def test_the_device_is_asked_in_its_own_template_and_the_cloud_in_plain_words(ta
     asked = prompt.gold["question"]
     assert f"<user>{asked}</s>" in text and prompt.question.startswith(asked)
     assert "<answer>" in prompt.question and "unknown" not in prompt.question
+
+
+def test_a_small_device_is_asked_the_bare_chain_in_tokens_of_one_digit(small):
+    encode, decode = small.vocabulary.encode, small.vocabulary.tokenizer.decode
+    prompts = small.prompts("train")
+    for prompt, text in zip(
+        prompts, small.examples(prompts, random.Random(0), ExampleConfig(solve=0.5)), strict=True
+    ):
+        asked = small.device_text(prompt)
+        assert asked.startswith("<bos>") and asked.endswith("=") and " " not in asked
+        assert eval(asked[5:-1]) == prompt.gold["answer"]
+        assert decode(encode(asked + text), skip_special_tokens=False) == asked + text
+        found = small.parse(text)
+        assert found.kind in (Kind.ANSWER, Kind.CALL) and text[: found.at].count("=") >= 1
+        assert found.kind == Kind.CALL or small.verify(found.answer, prompt)
+        assert small.vocabulary.tokenizer.token_to_id("<unk>") not in encode(asked + text)
+    assert len(encode("1234")) == 4 and len(encode(small.openings[0])) == 1
+
+
+@pytest.mark.parametrize("text", ["what? is\nit", "<unknown>", "é²\0", " I need", "<answer"])
+def test_whatever_is_encoded_keeps_to_the_small_vocabulary(small, text):
+    assert all(0 <= token < 32 for token in small.vocabulary.encode(text))
+
+
+def test_a_user_asks_the_small_device_a_chain_from_left_to_right_and_nothing_else(small):
+    for prompt in small.prompts("test"):
+        again = small.asked(prompt.gold["question"])
+        assert small.device_text(again) == small.device_text(prompt)
+        assert small.verify(str(prompt.gold["answer"]), again)
+        chain = write_chain(prompt.gold["first"], prompt.gold["steps"])
+        assert write_chain(*read_chain(chain.replace(" ", "") + "=")) == chain
+    for question in ("", "1 + 2 * 3", "7", "(1 + 2", "2 ** 9", "1 + 2 =, 5", "What is love?",
+                     "1 + " * 200 + "1", "__import__('os')", "1 + ٤"):  # fmt: skip
+        with pytest.raises(ValueError, match="not understood as a chain"):
+            small.asked(question)
 
 
 @pytest.mark.parametrize(

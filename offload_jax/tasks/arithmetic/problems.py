@@ -6,7 +6,10 @@ as its answer, and nothing in a wrong answer shows that it is wrong: the device 
 
 import dataclasses
 import random
+import re
 from collections.abc import Sequence
+
+from offload_jax.settings import require
 
 _NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo", "Ida", "Jon")
 _THINGS = ("apples", "pencils", "marbles", "stamps", "coins", "cards", "shells", "books")
@@ -16,6 +19,7 @@ _SAID = {
 }
 _BARE = ("What is {chain}?", "Compute {chain}.", "Find the value of {chain}.")
 _MOST = 9_999  # of any value on the way
+_LONGEST = 400  # characters of a question; bounds the work on hostile text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +112,44 @@ def _draw(config: ProblemConfig, count: int, rng: random.Random) -> Problem | No
             return None
         steps.append((op, n))
     told = rng.random() < config.stories and all(op != "*" for op, _ in steps)
-    question = _story(first, steps, rng) if told else _chain(first, steps, rng)
+    question = _story(first, steps, rng) if told else _bare(first, steps, rng)
     return Problem(first, tuple(steps), question)
 
 
-def _chain(first: int, steps: Sequence[tuple[str, int]], rng: random.Random) -> str:
+def _bare(first: int, steps: Sequence[tuple[str, int]], rng: random.Random) -> str:
+    return rng.choice(_BARE).format(chain=write_chain(first, steps))
+
+
+def write_chain(first: int, steps: Sequence[tuple[str, int]]) -> str:
     """From left to right: brackets around what comes before a product, where it needs them."""
     chain, plain = str(first), True
     for op, n in steps:
         if op == "*" and not plain:
             chain = f"({chain})"
         chain, plain = f"{chain} {op} {n}", op == "*"
-    return rng.choice(_BARE).format(chain=chain)
+    return chain
+
+
+def read_chain(question: str) -> tuple[int, tuple[tuple[str, int], ...]]:
+    """First number and steps of a chain as `write_chain` writes it, with or without words around.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = question.strip()
+    asked = [re.escape(form).replace(r"\{chain\}", r"(?P<chain>[\d+*() -]+)") for form in _BARE]
+    tried = (re.fullmatch(form, text, re.ASCII) for form in (*asked, r"(?P<chain>[\d+*() -]+)=?"))
+    found = next(filter(None, tried), None) if len(text) <= _LONGEST else None
+    numbers = re.findall(r"\d{1,4}", found["chain"]) if found else []
+    operators = re.findall(r"[-+*]", found["chain"]) if found else []
+    steps = tuple(zip(operators, map(int, numbers[1:]), strict=False))
+    same = bool(numbers) and write_chain(int(numbers[0]), steps)
+    require(
+        steps and same and same.replace(" ", "") == found["chain"].replace(" ", ""),
+        "The question is not understood as a chain of operations from left to right; ask for"
+        " example: (23 + 4) * 5",
+    )
+    return int(numbers[0]), steps
 
 
 def _story(first: int, steps: Sequence[tuple[str, int]], rng: random.Random) -> str:

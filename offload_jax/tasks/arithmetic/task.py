@@ -1,4 +1,9 @@
-"""Arithmetic as a task for a pretrained device LLM: template, parsing, verification, examples."""
+"""Arithmetic as a task: template, parsing, verification, examples.
+
+A pretrained device LLM is asked in words, in its own chat template. A small one that is trained
+from nothing is asked the bare chain, and works in the vocabulary of `tokenizer`:
+`<bos>(23+4)*5=` is answered by `23+4=27,27*5=135<answer>135</answer>`.
+"""
 
 import dataclasses
 import random
@@ -7,7 +12,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 from offload_jax.tasks import parsing
-from offload_jax.tasks.arithmetic.problems import Problem, ProblemConfig, apply, problems
+from offload_jax.tasks.arithmetic.problems import (
+    Problem,
+    ProblemConfig,
+    apply,
+    problems,
+    read_chain,
+    write_chain,
+)
+from offload_jax.tasks.arithmetic.tokenizer import BOS, make_vocabulary
 from offload_jax.tasks.task import Parsed, Prompt, id_of
 from offload_jax.vocabulary import Vocabulary
 
@@ -44,15 +57,25 @@ class ArithmeticTask:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | None,
         train: int,
         validation: int,
         test: int,
         seed: int,
         config: ProblemConfig,
     ):
-        """Splits are parts of one list of different problems: none is in two of them."""
-        self.vocabulary = vocabulary
+        """Splits are parts of one list of different problems: none is in two of them.
+
+        Args:
+            vocabulary: of a pretrained device LLM; None: the task's own.
+            train: prompts of a split, as `validation` and `test`.
+            validation: see `train`.
+            test: see `train`.
+            seed: of the problems.
+            config: how hard they are.
+        """
+        self._chat = vocabulary is not None
+        self.vocabulary = vocabulary if self._chat else make_vocabulary()
         sizes = {"test": test, "validation": validation, "train": train}
         drawn = problems(config, sum(sizes.values()), seed)
         prompts = [_prompt(i, problem) for i, problem in enumerate(drawn)]
@@ -67,11 +90,16 @@ class ArithmeticTask:
         return self._splits[split]
 
     def asked(self, question: str) -> Prompt:
-        """What a user asks, as it is."""
+        """What a user asks, as it is; without a chat template a chain alone, else ValueError."""
+        if not self._chat:
+            return _prompt(id_of(question), Problem(*read_chain(question), question))
         return Prompt(id_of(question), _with_form(question), {"question": question})
 
     def device_text(self, prompt: Prompt) -> str:
-        """The conversation in the device LLM's own template, up to its reply."""
+        """The conversation in the device LLM's own template, up to its reply; or the bare chain."""
+        if not self._chat:
+            chain = write_chain(prompt.gold["first"], prompt.gold["steps"])
+            return f"{BOS}{_compact(chain)}="
         return self.vocabulary.render(
             [
                 {"role": "system", "content": SYSTEM},
@@ -100,7 +128,8 @@ class ArithmeticTask:
         self, prompts: Sequence[Prompt], rng: random.Random, config: ExampleConfig
     ) -> list[str]:
         """A worked response to each prompt."""
-        return [_example(prompt, rng, config) for prompt in prompts]
+        texts = [_example(prompt, rng, config) for prompt in prompts]
+        return texts if self._chat else list(map(_compact, texts))
 
 
 def _prompt(id: int, problem: Problem) -> Prompt:
@@ -116,6 +145,13 @@ def _prompt(id: int, problem: Problem) -> Prompt:
 
 def _with_form(question: str) -> str:
     return f"{question} Put the result in {parsing.ANSWER_OPEN} {parsing.ANSWER_CLOSE}."
+
+
+def _compact(text: str) -> str:
+    """Without spaces, and commas between lines; a call's words stay as they are."""
+    work, call, rest = text.partition(parsing.CALL_MARKER)
+    *lines, last = work.replace(" ", "").split("\n")
+    return ",".join(lines) + last + call + rest
 
 
 def _example(prompt: Prompt, rng: random.Random, config: ExampleConfig) -> str:
