@@ -1,9 +1,8 @@
 """Every row of the paper's table on Countdown, with a device LLM of 0.6 M parameters.
 
 `main`, the default, trains the rows of the main table with three seeds, in an hour on 2 cores;
-`:sweeps` adds reward, group size and budget sweeps, `:tuning` and `:finalists` the grids in which
-every method's settings are chosen; `:hopeless` and `:early` are other regimes, for the methods that
-call; `:smoke` does every step of it in minutes.
+`:sweeps` adds reward, group size and budget sweeps, `:tuning` and `:finalists` are the grids in
+which every method's settings are chosen; `:smoke` does every step of it in minutes.
 """
 
 import importlib.util
@@ -20,8 +19,8 @@ NO_FILTER = {"enabled": False}
 
 
 def get_config(size: str = "main") -> ConfigDict:
-    """The study: `main`, with `sweeps` or `tuning`, in another regime, or its `smoke` form."""
-    sizes = ("main", "sweeps", "tuning", "finalists", "hopeless", "early", "smoke")
+    """The study: `main`, with `sweeps`, a grid of settings, or its `smoke` form."""
+    sizes = ("main", "sweeps", "tuning", "finalists", "smoke")
     if size not in sizes:
         raise ValueError(f"{Path(__file__).name} takes {', '.join(sizes)}, not {size!r}.")
     config = ConfigDict()
@@ -63,12 +62,6 @@ def get_config(size: str = "main") -> ConfigDict:
         config.sweeps = ConfigDict(_tuning(config))
         if size == "finalists":
             _keep_finalists(config)
-    elif size in ("hopeless", "early"):
-        config.seeds, config.routers, config.samples = (0, 1), ConfigDict(), 0
-        if size == "hopeless":  # the device fails more often than it may call
-            config.base.task.four = 0.5
-        else:  # the start gives up or errs after few tries
-            config.base.start.late_traces.impatience = 0.7
     elif size != "main":
         config.sweeps = ConfigDict(_sweeps())
     if size == "smoke":
@@ -149,7 +142,7 @@ def _keep_finalists(config: ConfigDict) -> None:
     """What `:tuning` left open, at the table's number of steps and with two starts."""
     config.base.learning.steps = config.base.evaluation.every = 120
     del config.methods.task_tuned, config.sweeps.rate
-    config.routed = "collaboration_aware"
+    config.routed = None
     config.sweeps.call_reward.update({"at": (0.3, 0.45), "seeds": 2})
 
 

@@ -330,7 +330,8 @@ def _block(comparison: Comparison, columns, caption: str) -> Block:
     )
 
 
-def _points(estimate: Estimate) -> str:
+def points(estimate: Estimate) -> str:
+    """A difference of shares with its interval, in points."""
     value, low, high = (
         f"{round(100 * x, 1) + 0.0:+.1f}" for x in (estimate.value, estimate.low, estimate.high)
     )
@@ -341,7 +342,7 @@ def _difference_cells(difference: Difference | None) -> tuple[str, str]:
     if difference is None:
         return NO_MEANING, NO_MEANING
     p = difference.p
-    return _points(difference.estimate), "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return points(difference.estimate), "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _seeds(comparison: Comparison) -> str:

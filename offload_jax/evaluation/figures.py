@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from offload_jax.evaluation.budgets import Curve
+from offload_jax.evaluation.metrics import Estimate
 from offload_jax.evaluation.plots import (
     BLUE,
     GREEN,
@@ -212,6 +213,41 @@ def bars(
         axes.set_ylabel(y_label)
         axes.margins(y=0.1)
         _finish_measured(figure, axes, measured)
+
+
+def differences(
+    measured: Mapping[str, Mapping[str, Estimate]], path: str | os.PathLike, x_label: str = ""
+) -> None:
+    """Draws differences with their intervals, one line of the sheet per place.
+
+    Args:
+        measured: per rival, per place, a difference of shares, positive where the rival is behind.
+        path: where the picture goes.
+        x_label: what the axis shows, in points.
+
+    Raises ValueError where there is nothing to draw.
+    """
+    _check_methods(measured)
+    places = list(dict.fromkeys(place for cells in measured.values() for place in cells))
+    with _figure(path, (8, 1.6 + 0.45 * len(places))) as figure:
+        axes = figure.subplots()
+        axes.axvline(0, color=GREY, linewidth=1.2)
+        for i, (name, cells) in enumerate(measured.items()):
+            y = np.array([places.index(place) for place in cells], float)
+            y += 0.5 / len(measured) * (i - (len(measured) - 1) / 2)
+            value, low, high = (
+                100 * np.array([getattr(cell, end) for cell in cells.values()])
+                for end in ("value", "low", "high")
+            )
+            axes.errorbar(
+                value, y, xerr=(value - low, high - value), label=name, capsize=3,
+                elinewidth=1.4, **{**_look(i), "linestyle": "none"},
+            )  # fmt: skip
+        axes.set_yticks(range(len(places)), places)
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.set_xlabel(x_label)
+        _legend_below(figure, axes.get_legend_handles_labels()[0])
 
 
 # --- checks ---

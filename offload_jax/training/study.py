@@ -103,7 +103,7 @@ class Study:
     Attributes:
         seeds: of the runs.
         methods: per method its experiment, at the first seed.
-        routed: the method on whose policy routers and thresholds are put.
+        routed: the method on whose policy routers and thresholds are put; None: they are left out.
         routers: what is trained on that policy.
         samples: responses per prompt for self-consistency on that policy; 0: none.
         sweeps: per sweep its methods again at other values.
@@ -112,7 +112,7 @@ class Study:
 
     seeds: tuple[int, ...]
     methods: Mapping[str, Experiment]
-    routed: str
+    routed: str | None
     routers: Mapping[str, RouterSettings]
     samples: int
     sweeps: Mapping[str, Sweep]
@@ -120,8 +120,8 @@ class Study:
 
     @property
     def base(self) -> Experiment:
-        """The routed method's experiment; all share it, but for `learning` and the group size."""
-        return self.methods[self.routed]
+        """One method's experiment; all share it, but for `learning` and the group size."""
+        return self.methods[self.routed or REFERENCE]
 
 
 def from_config(config: Mapping[str, Any]) -> Study:
@@ -141,14 +141,21 @@ def from_config(config: Mapping[str, Any]) -> Study:
         for name, changes in config["methods"].items()
     }
     routed = config["routed"]
-    require(routed in methods, f"config.routed is {routed!r}; it must be in config.methods.")
+    require(
+        routed is None or routed in methods,
+        f"config.routed is {routed!r}; it must be in config.methods.",
+    )
     require(
         REFERENCE in methods and routed != REFERENCE,
         f"config.methods needs {REFERENCE}, which all others are compared with, besides the method"
         " of config.routed.",
     )
+    require(
+        routed is not None or not (config["routers"] or config["samples"]),
+        "config.routed is None: config.routers must be empty and config.samples 0.",
+    )
     require(BASE not in methods, f"config.methods.{BASE}: the name stands for the start.")
-    base = methods[routed]
+    base = methods[routed or REFERENCE]
     for seed in seeds:
         _seeded(base, seed)  # raises where it cannot be one
     for name, experiment in methods.items():
@@ -312,7 +319,9 @@ def claim_policies(path: Path, study: Study) -> None:
     parts |= {f"routers.{name}": settings for name, settings in study.routers.items()}
     # The seed is the folder's: a study may get more seeds.
     claimed = {name: {**dataclasses.asdict(part), "seed": None} for name, part in parts.items()}
-    claim_parts(path / "study.json", {**claimed, "routed": study.routed, "samples": study.samples})
+    if study.routed is not None:
+        claimed |= {"routed": study.routed, "samples": study.samples}
+    claim_parts(path / "study.json", claimed)
 
 
 def _compute_seed(study: Study, job: Job, console: rich.console.Console) -> None:

@@ -28,7 +28,7 @@ from offload_jax.evaluation.metrics import (
 from offload_jax.evaluation.records import Columns, read_records, without_calls
 from offload_jax.training.logging import read_metrics
 from offload_jax.training.study import REFERENCE, Study, Sweep, variant_name
-from offload_jax.training.study_table import CLOUD, Seed, entries, label, ordered, seeds_of
+from offload_jax.training.study_table import CLOUD, START, Seed, entries, label, ordered, seeds_of
 
 
 def report(
@@ -40,7 +40,7 @@ def report(
     """Writes table.{md,tex,json}, sweeps.md and figures/, and prints the table."""
     path, cap = Path(path).resolve(), study.base.evaluation.cap
     rows, seeds = entries(study, path, over_cap), seeds_of(study, path)
-    base = label(study.routed)
+    base = START if study.routed is None else label(study.routed)
     comparison = compare(
         rows,
         reference=label(REFERENCE),

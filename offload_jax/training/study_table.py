@@ -11,10 +11,11 @@
 | every other method | its own | who calls |
 | + dial | its own | P(call) above a threshold |
 
-A threshold offloads the cap's share of validation prompts. On test prompts what asks for the cloud
-beyond the cap goes back to the device. In the rows of `routed`, which is not meant to call, and of
-a dial the device then answers, by its fallback where its response was a call; a policy's own call
-beyond the cap is wrong, or answered in the same way (`over_cap`).
+Without `routed` its rows are missing. A threshold offloads the cap's share of validation prompts.
+On test prompts what asks for the cloud beyond the cap goes back to the device. In the rows of
+`routed`, which is not meant to call, and of a dial the device then answers, by its fallback where
+its response was a call; a policy's own call beyond the cap is wrong, or answered in the same way
+(`over_cap`).
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ from offload_jax.evaluation.records import Columns, columns, read_records, witho
 from offload_jax.training.study import BASE, Study, read_scores, scores_path
 from offload_jax.training.workdir import Workdir
 
-CLOUD, ALONE = "Cloud LLM", "Task-Tuning Only"
+CLOUD, START, ALONE = "Cloud LLM", "Start", "Task-Tuning Only"
+_SPLITS = ("test", "validation")
 LABELS = {
     "task_tuned": ALONE,
     "prompt_router": "& Router: prompt, DeBERTa",
@@ -93,14 +95,31 @@ def entries(study: Study, path: str | Path, over_cap: OverCap = "wrong") -> dict
 
 
 def _of_seed(study: Study, seed: Seed, over_cap: OverCap) -> dict[str, Entry]:
-    cap = study.base.evaluation.cap
-    splits = ("test", "validation")
-    test, validation = (without_calls(seed.results(study.routed, split)) for split in splits)
-    nobody = outcome_of(test, np.zeros(len(test.prompt_ids), bool), "no offloading")
-    everyone, random = cloud_only(test), randomly_offloaded(test, cap, seed.seed)
+    cap, start = study.base.evaluation.cap, seed.results(BASE)
+    everyone = cloud_only(start)
     rows = {
-        CLOUD: _asked(test, everyone, everyone.offloaded, None, False),
-        "Start": _own(seed.results(BASE), cap, seed.seed, over_cap),
+        CLOUD: _asked(start, everyone, everyone.offloaded, None, False),
+        START: _own(start, cap, seed.seed, over_cap),
+    }
+    if study.routed is not None:
+        rows |= _routed_rows(study, seed)
+    for name in ordered(study.methods):
+        if name == study.routed:
+            continue
+        rows[label(name)] = _own(seed.results(name), cap, seed.seed, over_cap)
+        own, held_out = (without_calls(seed.results(name, split)) for split in _SPLITS)
+        dial = routed(seed, held_out, own, held_out.p_call, own.p_call, cap)
+        rows[f"{label(name)} + dial"] = dial
+    return rows
+
+
+def _routed_rows(study: Study, seed: Seed) -> dict[str, Entry]:
+    """One policy, which is not meant to call, and everything that can be put on it."""
+    cap = study.base.evaluation.cap
+    test, validation = (without_calls(seed.results(study.routed, split)) for split in _SPLITS)
+    nobody = outcome_of(test, np.zeros(len(test.prompt_ids), bool), "no offloading")
+    random = randomly_offloaded(test, cap, seed.seed)
+    rows = {
         label(study.routed): Entry(test, nobody, None, True),
         "& Naive Offloading": _asked(test, random, random.offloaded, None, False),
     }
@@ -117,13 +136,6 @@ def _of_seed(study: Study, seed: Seed, over_cap: OverCap) -> dict[str, Entry]:
     perfect = oracle_scores(test)
     chosen = top_scores(perfect, test.prompt_ids, offload_limit(len(perfect), cap), seed.seed)
     rows["& oracle"] = _asked(test, outcome_of(test, chosen, "the oracle"), chosen, perfect, True)
-    for name in ordered(study.methods):
-        if name == study.routed:
-            continue
-        rows[label(name)] = _own(seed.results(name), cap, seed.seed, over_cap)
-        own, held_out = (without_calls(seed.results(name, split)) for split in splits)
-        dial = routed(seed, held_out, own, held_out.p_call, own.p_call, cap)
-        rows[f"{label(name)} + dial"] = dial
     return rows
 
 

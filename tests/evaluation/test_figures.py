@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from offload_jax.evaluation.budgets import Curve
-from offload_jax.evaluation.figures import bars, budget_curves, sweep, training_curves
+from offload_jax.evaluation.figures import (
+    bars,
+    budget_curves,
+    differences,
+    sweep,
+    training_curves,
+)
+from offload_jax.evaluation.metrics import Estimate
 
 
 @pytest.fixture
@@ -130,6 +137,27 @@ def test_eight_methods_all_look_different(tmp_path, monkeypatch):
     line = Curve(np.array([0.0, 1.0]), np.array([0.5, 0.9]))
     budget_curves({f"method {i}": [line] for i in range(8)}, {}, tmp_path / "budgets.png")
     assert len(set(looks)) == 8
+
+
+def test_differences_are_drawn_in_points_with_their_intervals(tmp_path, monkeypatch):
+    seen = {}
+
+    def errorbar(self, x, y, xerr, label, **_):
+        seen[label] = (list(x), np.array(xerr).tolist())
+        return original(self, x, y, xerr=xerr, label=label, **_)
+
+    original = matplotlib.axes.Axes.errorbar
+    monkeypatch.setattr(matplotlib.axes.Axes, "errorbar", errorbar)
+    measured = {
+        "one": {"here": Estimate(0.25, 0.125, 0.5), "there": Estimate(-0.5, -0.75, 0.0)},
+        "two": {"there": Estimate(0.0, -0.25, 0.25)},
+    }
+    differences(measured, tmp_path / "d.png", "points")
+    assert_picture(tmp_path / "d.png")
+    assert seen == {
+        "one": ([25.0, -50.0], [[12.5, 25.0], [25.0, 50.0]]),
+        "two": ([0.0], [[25.0], [25.0]]),
+    }
 
 
 def test_nothing_to_draw_is_refused():

@@ -74,13 +74,22 @@ def plain(params):
     return jax.jit(jax.grad(plain_loss))(params, BATCH)
 
 
-@pytest.mark.parametrize(("micro_prompts", "length_buckets"), [(8, 1), (1, 1), (2, 4), (4, 3)])
+@pytest.mark.parametrize(
+    ("micro_prompts", "length_buckets"), [(8, 1), (1, 1), (2, 4), (4, 3), (8, 4)]
+)
 def test_sharing_prompts_micro_batches_and_buckets_do_not_change_the_gradient(
     params, plain, micro_prompts, length_buckets
 ):
     ours, stats = gradient(params, BATCH, micro_prompts, length_buckets)
     assert_close(ours, plain)
     np.testing.assert_allclose(stats["loss"], plain_loss(params, BATCH), rtol=1e-5)
+
+
+def test_a_single_micro_batch_is_computed_at_one_of_its_lengths(params):
+    text = gradient.lower(params, BATCH, P, 4).compile().as_text()
+    entry = text[text.index("ENTRY") :]
+    assert entry.count(" conditional(") == 4  # not loops, whose equal bodies are moved out of them
+    assert " dot(" not in entry
 
 
 def test_prompts_without_weight_are_not_computed(params):

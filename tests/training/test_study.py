@@ -179,6 +179,7 @@ def test_scores_of_other_prompts_are_refused(finished):
     [
         ({"seedz": (0,)}, r"config\.seedz is not a setting; did you mean 'seeds'"),
         ({"seeds": (0, 0)}, r"config\.seeds is \(0, 0\); it must be different integers"),
+        ({"routed": None}, r"config\.routed is None: config\.routers must be empty"),
         ({"routed": "gpag"}, r"config\.routed is 'gpag'; it must be in config\.methods"),
         ({"methods": {"start": {}, "gapg": {}, "task_tuned": {}}}, r"methods\.start"),
         ({"methods": {"task_tuned": {}}}, r"config\.methods needs gapg"),

@@ -1,0 +1,74 @@
+"""Where GAPG differs from its rivals: the methods that call, in several regimes, on a CPU.
+
+A regime is a study of its own (see configs/countdown_cpu_table.py) in a folder of its own; sweeps
+are regimes that share their start. `:smoke` does every step of it.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+METHODS = ("collaboration_aware", "gapg_without_filter", "gapg")
+SWEEPS = {
+    "call_reward": ("learning.reward.call", (0.15, 0.6)),
+    "group": ("sampling.group", (4, 16)),
+    "rate": ("learning.optimizer.rate", (1e-4, 4e-4)),
+}
+# What differs from the common Countdown experiment.
+REGIMES = {
+    "common": {},
+    "early": {"start.late_traces.impatience": 0.8},  # the start gives up or errs after few tries
+    "weak": {"start.steps": 1200},  # the start has learnt less
+    "hopeless": {"task.four": 0.5},  # the device fails more often than it may call
+}
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    """All regimes in full, or their `smoke` form."""
+    if size not in ("full", "smoke"):
+        raise ValueError(f"configs/regimes_cpu.py takes full or smoke, not {size!r}.")
+    config = ConfigDict({"regimes": {}})
+    for name, changes in REGIMES.items():
+        study = _study(size, "countdown_cpu.py")
+        study.base.task.four = 0.1  # as in the table
+        study.base.update_from_flattened_dict(changes)
+        config.regimes[name] = study
+    config.regimes.common.sweeps = ConfigDict(
+        {
+            name: {"setting": setting, "at": at, "methods": METHODS, "seeds": 2}
+            for name, (setting, at) in SWEEPS.items()
+        }
+    )
+    config.regimes.arithmetic = _study(size, "arithmetic_cpu.py")
+    if size == "smoke":
+        for name in ("weak", "hopeless"):
+            del config.regimes[name]
+        del config.regimes.common.sweeps.group, config.regimes.common.sweeps.rate
+    return config
+
+
+def _study(size: str, base: str) -> ConfigDict:
+    """Start, Dr.GRPO, GAPG without filter and GAPG, on prompts and seeds that no table has."""
+    study = _load("countdown_cpu_table.py").get_config("smoke" if size == "smoke" else "main")
+    learning = study.base.learning
+    study.base = _load(base).get_config(size)
+    study.base.learning = learning
+    study.base.task.seed = 3
+    study.base.evaluation.validation_prompts = study.base.task.validation
+    study.base.evaluation.every = learning.steps
+    study.seeds = (200, 201) if size == "smoke" else (200, 201, 202)
+    for name in set(study.methods) - set(METHODS):
+        del study.methods[name]
+    study.routed, study.routers, study.samples = None, ConfigDict(), 0
+    study.sweeps = ConfigDict()
+    return study
+
+
+def _load(name: str):
+    """A config file beside this one, which need not be importable."""
+    path = Path(__file__).with_name(name)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

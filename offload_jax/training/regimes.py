@@ -1,0 +1,291 @@
+"""Several studies side by side, each a regime: where GAPG differs from its rivals, and by how much.
+
+A regime is a study; every value of one of its sweeps is another point of the map, with the same
+start. Points of studies are read from test prompts, those of sweeps from validation prompts, which
+is all that a sweep is evaluated on. Nothing is chosen by either.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.console
+
+from offload_jax.evaluation import blocks
+from offload_jax.evaluation.blocks import Block, decimals
+from offload_jax.evaluation.comparison import points
+from offload_jax.evaluation.figures import differences
+from offload_jax.evaluation.metrics import Estimate, capped
+from offload_jax.evaluation.records import Columns
+from offload_jax.evaluation.seeds import pooled_difference
+from offload_jax.learning.prompt_filter import d2_caps
+from offload_jax.settings import nearest, require
+from offload_jax.training import study as studies
+from offload_jax.training.experiment import Experiment
+from offload_jax.training.logging import read_metrics
+from offload_jax.training.study import BASE, REFERENCE, Study, variant_name
+from offload_jax.training.study_table import Seed, label, ordered, seeds_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A method at one point: means over seeds, and how far GAPG is ahead of it (None: itself)."""
+
+    overall: float
+    local: float
+    calls: float
+    ahead: Estimate | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One place of the map.
+
+    Attributes:
+        name: of the regime, or of the setting and its value.
+        seeds: that were run.
+        n: prompts, per seed.
+        start: local accuracy before post-training, mean over seeds.
+        methods: what came out, by method.
+        binding: share of GAPG's batches in which D2 reached its cap, in the first third of the
+            steps and after it; None without a filter.
+    """
+
+    name: str
+    seeds: int
+    n: int
+    start: float
+    methods: Mapping[str, Measured]
+    binding: tuple[float, float] | None
+
+
+def from_config(config: Mapping[str, Any]) -> dict[str, Study]:
+    """The studies of `config.regimes`, by name, in its order.
+
+    Raises:
+        ValueError: a mistake, named by its path.
+    """
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    require(set(config) == {"regimes"}, "The config of a map has one section, regimes.")
+    regimes = config["regimes"]
+    require(isinstance(regimes, Mapping) and len(regimes) > 0, "config.regimes must have regimes.")
+    found = {}
+    for name, settings in regimes.items():
+        require(
+            re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None,
+            f"config.regimes: {name!r} must be of letters, digits, _ and -.",
+        )
+        try:
+            found[name] = studies.from_config(settings)
+        except ValueError as error:
+            raise ValueError(f"config.regimes.{name}: {error}") from None
+    return found
+
+
+def compute(
+    regimes: Mapping[str, Study],
+    path: str | Path,
+    console: rich.console.Console,
+    only: Sequence[str] | None = None,
+) -> None:
+    """Trains and evaluates what is missing of every regime, or of those in `only`.
+
+    Raises:
+        ValueError: a name of `only` is unknown, or settings do not fit.
+        RunError: a loss or gradient is not finite.
+    """
+    for name in only or ():
+        require(name in regimes, f"--only: {name!r} is no regime{nearest(name, tuple(regimes))}")
+    for name in only or regimes:
+        console.print(f"Regime {name}")
+        studies.compute(regimes[name], Path(path) / name, console)
+
+
+def report(regimes: Mapping[str, Study], path: str | Path, console: rich.console.Console) -> None:
+    """Writes regimes.md, regimes.json and regimes.png of every regime that is complete."""
+    path = Path(path).resolve()
+    found = [point for name, study in regimes.items() for point in measure(name, study, path)]
+    missing = [name for name in regimes if name not in {point.name for point in found}]
+    require(found, f"{path} has no complete regime yet.")
+    (path / "regimes.md").write_text(blocks.markdown(table(found, missing)), encoding="utf-8")
+    text = json.dumps([dataclasses.asdict(point) for point in found], indent=1, allow_nan=False)
+    (path / "regimes.json").write_text(text + "\n", encoding="utf-8")
+    axis = f"{label(REFERENCE)} − rival, overall accuracy at the cap (points)"
+    differences(_drawn(found), path / "regimes.png", axis)
+    console.print(blocks.markdown(table(found, missing)), markup=False, soft_wrap=True)
+    console.print(f"regimes.md, regimes.json and regimes.png are in {path}")
+
+
+# --- points ---
+
+
+def measure(name: str, study: Study, path: Path) -> Iterator[Point]:
+    """The points of a regime: none unless every seed of the study is there, then its sweeps."""
+    seeds = seeds_of(study, path / name)
+    methods = [method for method in ordered(study.methods) if method != study.routed]
+    main = {method: method for method in methods}
+    if not _complete(seeds, main, "test"):
+        return
+    yield _point(name, study, study.methods[REFERENCE], seeds, main, "test")
+    for sweep, settings in study.sweeps.items():
+        few = seeds[: settings.seeds]
+        for value in settings.at:
+            variants = {method: study.variants[sweep, method, value] for method in settings.methods}
+            if REFERENCE not in variants:
+                break
+            policies = {
+                method: method
+                if variant == study.methods[method]
+                else variant_name(sweep, method, value)
+                for method, variant in variants.items()
+            }
+            if _complete(few, policies, "validation"):
+                title = f"{settings.setting} {value:g}" if isinstance(value, float | int) else value
+                yield _point(title, study, variants[REFERENCE], few, policies, "validation")
+
+
+def _complete(seeds: Sequence[Seed], policies: Mapping[str, str], split: str) -> bool:
+    return all(
+        seed.workdir.records(f"{policy}{'' if split == 'test' else f'.{split}'}").exists()
+        for seed in seeds
+        for policy in policies.values()
+    )
+
+
+def _point(
+    name: str,
+    study: Study,
+    reference: Experiment,
+    seeds: Sequence[Seed],
+    policies: Mapping[str, str],
+    split: str,
+) -> Point:
+    """One point.
+
+    Args:
+        name: its title.
+        study: whose cap holds.
+        reference: GAPG's settings there.
+        seeds: that were run.
+        policies: per method the policy's name in the records.
+        split: whose records are read.
+    """
+    cap = study.base.evaluation.cap
+    results = {
+        method: [seed.results(policy, split) for seed in seeds]
+        for method, policy in policies.items()
+    }
+    outcomes = {
+        method: [capped(each, cap, seed.seed) for each, seed in zip(rows, seeds, strict=True)]
+        for method, rows in results.items()
+    }
+    measured = {}
+    for method, rows in results.items():
+        ahead = None
+        if method != REFERENCE:
+            ahead = pooled_difference(outcomes[REFERENCE], outcomes[method])
+        measured[method] = Measured(
+            overall=float(np.mean([outcome.correct.mean() for outcome in outcomes[method]])),
+            local=_mean(rows, "device_correct"),
+            calls=_mean(rows, "called"),
+            ahead=ahead,
+        )
+    return Point(
+        name=name,
+        seeds=len(seeds),
+        n=len(outcomes[REFERENCE][0].correct),
+        start=_mean([seed.results(BASE, split) for seed in seeds], "device_correct"),
+        methods=measured,
+        binding=_binding(seeds, policies[REFERENCE], reference),
+    )
+
+
+def _mean(rows: Sequence[Columns], name: str) -> float:
+    return float(np.mean([getattr(row, name).mean() for row in rows]))
+
+
+def _binding(
+    seeds: Sequence[Seed], policy: str, experiment: Experiment
+) -> tuple[float, float] | None:
+    """How often D2 is at its cap, early and late."""
+    settings = experiment.learning
+    if not settings.filter.enabled:
+        return None
+    caps = d2_caps(settings.filter.rho, settings.batch.prompts)
+    early, late = [], []
+    for seed in seeds:
+        for row in read_metrics(seed.workdir / "metrics.jsonl"):
+            if row["stage"] == policy and row.get("d1") is not None:
+                part = early if row["step"] <= settings.steps / 3 else late
+                part.append(row["d2"] == caps[row["d1"]])
+    return float(np.mean(early or [0.0])), float(np.mean(late or [0.0]))
+
+
+# --- words ---
+
+_percent, _whole = decimals(1, 100), decimals(0, 100)
+
+
+def table(found: Sequence[Point], missing: Sequence[str] = ()) -> Block:
+    """The map as a table: a row per point."""
+    methods = ordered({method for point in found for method in point.methods})
+    rivals = [method for method in methods if method != REFERENCE]
+    own = label(REFERENCE)
+    return Block(
+        header=(
+            "",
+            "seeds",
+            "start, local",
+            *map(label, methods),
+            *(f"{own} − {label(rival)}" for rival in rivals),
+            "D2 at its cap",
+        ),
+        body=tuple(_row(point, methods, rivals) for point in found),
+        caption=(
+            f"Percent. Methods: overall at the cap / local / calls before the cap, means over"
+            f" seeds. {own} − method: overall accuracy in points, 95 % interval (bootstrap over"
+            f" seeds and prompts). D2 at its cap: share of {own}'s batches in which the filter had"
+            f" no room left, in the first third of the steps / after it. Regimes on"
+            f" {_prompts(found)} prompts." + (f" Not run: {', '.join(missing)}." if missing else "")
+        ),
+    )
+
+
+def _prompts(found: Sequence[Point]) -> str:
+    return " or ".join(f"{n:,}" for n in sorted({point.n for point in found}, reverse=True))
+
+
+def _row(point: Point, methods: Sequence[str], rivals: Sequence[str]) -> tuple[str, ...]:
+    def cell(method: str) -> str:
+        found = point.methods.get(method)
+        if found is None:
+            return blocks.NO_MEANING
+        return f"{_percent(found.overall)} / {_percent(found.local)} / {_whole(found.calls)}"
+
+    def ahead(rival: str) -> str:
+        return points(point.methods[rival].ahead) if rival in point.methods else blocks.NO_MEANING
+
+    binding = point.binding
+    return (
+        point.name,
+        str(point.seeds),
+        _percent(point.start),
+        *map(cell, methods),
+        *map(ahead, rivals),
+        " / ".join(map(_whole, binding)) if binding else blocks.NO_MEANING,
+    )
+
+
+def _drawn(found: Sequence[Point]) -> dict[str, dict[str, Estimate]]:
+    """Per rival, per point, how far GAPG is ahead."""
+    rivals = ordered({method for point in found for method in point.methods} - {REFERENCE})
+    return {
+        label(rival): {
+            point.name: point.methods[rival].ahead for point in found if rival in point.methods
+        }
+        for rival in rivals
+    }

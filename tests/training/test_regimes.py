@@ -1,0 +1,148 @@
+"""A map of regimes: studies side by side, read from what they left."""
+
+import copy
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rich.console
+
+from offload_jax.evaluation.metrics import capped
+from offload_jax.evaluation.seeds import pooled_difference
+from offload_jax.training import regimes
+from offload_jax.training.logging import read_metrics
+from offload_jax.training.study_table import seeds_of
+
+ROOT = Path(__file__).parents[2]
+SHAPE = {"data": 8, "fsdp": 1, "tensor": 1}
+RIVAL = "gapg_without_filter"
+
+
+def config_of(size):
+    spec = importlib.util.spec_from_file_location("regimes_cpu", ROOT / "configs/regimes_cpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(size)
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    config = config_of("smoke")
+    overrides = {**tiny.OVERRIDES, "learning.filter.enabled": True, "learning.steps": 3}
+    del config.regimes.arithmetic  # which has a test of its own
+    for study in config.regimes.values():
+        study.base.update_from_flattened_dict(overrides)
+        del study.methods.collaboration_aware
+        for sweep in study.sweeps.values():
+            sweep.at, sweep.methods = (0.3, 0.6), (RIVAL, "gapg")
+    config = config.to_dict()
+    for study in config["regimes"].values():
+        study["base"]["mesh"] = SHAPE
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """One of two regimes is complete."""
+    path = tmp_path_factory.mktemp("regimes")
+    studies = regimes.from_config(config)
+    regimes.compute(studies, path, quiet(), only=["common"])
+    regimes.report(studies, path, quiet())
+    return studies, path
+
+
+def quiet():
+    return rich.console.Console(file=io.StringIO(), width=100)
+
+
+def test_the_map_has_what_is_complete_and_names_the_rest(finished):
+    _, path = finished
+    text = (path / "regimes.md").read_text()
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    assert rows == ["| ", "| common", "| learning.reward.call 0.3", "| learning.reward.call 0.6"]
+    assert "Not run: early." in text
+    assert (path / "regimes.png").stat().st_size > 10_000
+    assert not (path / "early").exists()
+
+
+def test_its_numbers_follow_from_records_and_metrics(finished):
+    studies, path = finished
+    main, same, high = json.loads((path / "regimes.json").read_text())
+    seeds = seeds_of(studies["common"], path / "common")
+    for point, suffix, split in ((main, "", "test"), (high, ".call_reward.0.6", "validation")):
+        results = {m: [s.results(m + suffix, split) for s in seeds] for m in ("gapg", RIVAL)}
+        outcomes = {
+            m: [capped(r, 0.3, s.seed) for r, s in zip(rows, seeds, strict=True)]
+            for m, rows in results.items()
+        }
+        ahead = pooled_difference(outcomes["gapg"], outcomes[RIVAL])
+        assert point["methods"][RIVAL]["ahead"]["value"] == ahead.value
+        assert point["methods"]["gapg"]["ahead"] is None
+        calls = np.mean([row.called.mean() for row in results["gapg"]])
+        assert point["methods"]["gapg"]["calls"] == pytest.approx(calls)
+        assert point["seeds"] == 2 and point["n"] == 8
+    assert same["methods"].keys() == main["methods"].keys()
+
+
+def test_the_filter_binds_where_d2_is_at_its_cap(finished):
+    studies, path = finished
+    main = json.loads((path / "regimes.json").read_text())[0]
+    early, late = [], []
+    for seed in seeds_of(studies["common"], path / "common"):
+        for row in read_metrics(seed.workdir / "metrics.jsonl"):
+            if row["stage"] == "gapg" and "d1" in row:
+                (early if row["step"] <= 1 else late).append(row["d2"] == row["d1"] * 3 // 7)
+    assert main["binding"] == [np.mean(early), np.mean(late)] and len(early) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, r"config\.regimes must have regimes"),
+        ({"a b": None}, r"'a b' must be of letters"),
+    ],
+)
+def test_a_mistake_in_a_map_is_one_sentence(change, message):
+    with pytest.raises(ValueError, match=message):
+        regimes.from_config({"regimes": change})
+
+
+def test_a_mistake_in_a_regime_is_named_with_its_path(config):
+    changed = copy.deepcopy(config)
+    changed["regimes"]["early"]["base"]["learning"]["stesp"] = 3
+    with pytest.raises(ValueError, match=r"config\.regimes\.early: .*stesp"):
+        regimes.from_config(changed)
+    with pytest.raises(ValueError, match="one section, regimes"):
+        regimes.from_config({**config, "seeds": (0,)})
+
+
+def test_an_unknown_regime_on_the_command_line_is_told(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.regimes", "--config=configs/regimes_cpu.py:smoke",
+         f"--workdir={tmp_path / 'map'}", "--only=erly"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and "'erly' is no regime" in done.stderr
+    assert "early" in done.stderr and not (tmp_path / "map").exists()
+
+
+def test_a_map_without_any_complete_regime_is_told(config, tmp_path):
+    with pytest.raises(ValueError, match="has no complete regime"):
+        regimes.report(regimes.from_config(config), tmp_path, quiet())
+
+
+def test_every_regime_of_the_config_differs_in_what_its_name_says():
+    full = regimes.from_config(config_of("full"))
+    base = full["common"].base
+    assert full["hopeless"].base.task.four > base.task.four
+    assert full["early"].base.start.late_traces.impatience > base.start.late_traces.impatience
+    assert full["weak"].base.start.steps < base.start.steps
+    assert full["arithmetic"].base.task.name == "arithmetic"
+    for study in full.values():
+        assert set(study.methods) == {"collaboration_aware", RIVAL, "gapg"}
+        assert len(study.seeds) >= 3 and study.base.evaluation.test_prompts >= 1000
