@@ -21,19 +21,22 @@ def get_config(size: str = "full") -> ConfigDict:
             "train": config.task.train,
             "validation": config.task.validation,
             "test": config.task.test,
-            "steps": (1, 2, 3, 4, 5, 6),
-            "largest": 99,
-            "factor": 9,
-            "products": 0.3,
+            "steps": (2, 3, 4, 6, 8, 10),
+            "largest": 40,
+            "factor": 4,
+            "products": 0.15,
             "stories": 0.0,
             "seed": 0,
         }
     )
     config.device.vocabulary = 32
-    config.sampling.update({"prompt_tokens": 40, "response_tokens": 96})
+    config.sampling.update({"prompt_tokens": 48, "response_tokens": 144})
     del config.start.late_traces
     config.start.late_steps = 0
     config.start.traces = ConfigDict({"kind": "arithmetic", "solve": 0.7})
+    config.start.batch.length_buckets = config.learning.batch.length_buckets = 2
+    if size == "full":
+        config.start.steps = 1500
     return config
 
 

@@ -53,11 +53,12 @@ def _study(size: str, base: str) -> ConfigDict:
     study = _load("countdown_cpu_table.py").get_config("smoke" if size == "smoke" else "main")
     learning = study.base.learning
     study.base = _load(base).get_config(size)
+    learning.batch.length_buckets = study.base.learning.batch.length_buckets
     study.base.learning = learning
     study.base.task.seed = 3
     study.base.evaluation.validation_prompts = study.base.task.validation
     study.base.evaluation.every = learning.steps
-    study.seeds = (200, 201) if size == "smoke" else (200, 201, 202)
+    study.seeds = (200, 201) if size == "smoke" else (200, 201, 202, 203, 204)
     for name in set(study.methods) - set(METHODS):
         del study.methods[name]
     study.routed, study.routers, study.samples = None, ConfigDict(), 0
