@@ -15,6 +15,10 @@ SWEEPS = {
     "group": ("sampling.group", (4, 16)),
     "rate": ("learning.optimizer.rate", (1e-4, 4e-4)),
 }
+ARITHMETIC_SWEEPS = {
+    "call_reward": ("learning.reward.call", (0.45, 0.6)),
+    "rate": ("learning.optimizer.rate", (5e-5,)),
+}
 # What differs from the common Countdown experiment.
 REGIMES = {
     "common": {},
@@ -34,18 +38,23 @@ def get_config(size: str = "full") -> ConfigDict:
         study.base.task.four = 0.1  # as in the table
         study.base.update_from_flattened_dict(changes)
         config.regimes[name] = study
-    config.regimes.common.sweeps = ConfigDict(
-        {
-            name: {"setting": setting, "at": at, "methods": METHODS, "seeds": 2}
-            for name, (setting, at) in SWEEPS.items()
-        }
-    )
     config.regimes.arithmetic = _study(size, "arithmetic_cpu.py")
+    config.regimes.common.sweeps = _sweeps(SWEEPS)
+    config.regimes.arithmetic.sweeps = _sweeps(ARITHMETIC_SWEEPS)
     if size == "smoke":
         for name in ("weak", "hopeless"):
             del config.regimes[name]
         del config.regimes.common.sweeps.group, config.regimes.common.sweeps.rate
+        config.regimes.arithmetic.sweeps = ConfigDict()
     return config
+
+
+def _sweeps(sweeps: dict) -> ConfigDict:
+    made = {
+        name: {"setting": setting, "at": at, "methods": METHODS, "seeds": 2}
+        for name, (setting, at) in sweeps.items()
+    }
+    return ConfigDict(made)
 
 
 def _study(size: str, base: str) -> ConfigDict:

@@ -16,7 +16,7 @@ import numpy as np
 import rich.console
 
 from offload_jax.evaluation import blocks
-from offload_jax.evaluation.blocks import Block, decimals
+from offload_jax.evaluation.blocks import NO_MEANING, Block, decimals
 from offload_jax.evaluation.comparison import points
 from offload_jax.evaluation.figures import differences
 from offload_jax.evaluation.metrics import Estimate, capped
@@ -28,17 +28,28 @@ from offload_jax.training import study as studies
 from offload_jax.training.experiment import Experiment
 from offload_jax.training.logging import read_metrics
 from offload_jax.training.study import BASE, REFERENCE, Study, variant_name
-from offload_jax.training.study_table import Seed, label, ordered, seeds_of
+from offload_jax.training.study_table import Seed, dialled, label, ordered, seeds_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A method at one point: means over seeds, and how far GAPG is ahead of it (None: itself)."""
+    """A method at one point: means over seeds, and how far GAPG is ahead of it (None: itself).
+
+    Attributes:
+        overall: accuracy under the cap, by its own calls.
+        local: accuracy of the device.
+        calls: share of responses that call, before the cap.
+        dial: overall accuracy where the highest P(call) fill the budget.
+        ahead: GAPG's overall minus its own.
+        ahead_dial: the same of `dial`.
+    """
 
     overall: float
     local: float
     calls: float
+    dial: float
     ahead: Estimate | None
+    ahead_dial: Estimate | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +122,13 @@ def report(regimes: Mapping[str, Study], path: str | Path, console: rich.console
     found = [point for name, study in regimes.items() for point in measure(name, study, path)]
     missing = [name for name in regimes if name not in {point.name for point in found}]
     require(found, f"{path} has no complete regime yet.")
-    (path / "regimes.md").write_text(blocks.markdown(table(found, missing)), encoding="utf-8")
+    written = "\n".join(map(blocks.markdown, tables(found, missing)))
+    (path / "regimes.md").write_text(written, encoding="utf-8")
     text = json.dumps([dataclasses.asdict(point) for point in found], indent=1, allow_nan=False)
     (path / "regimes.json").write_text(text + "\n", encoding="utf-8")
     axis = f"{label(REFERENCE)} − rival, overall accuracy at the cap (points)"
     differences(_drawn(found), path / "regimes.png", axis)
-    console.print(blocks.markdown(table(found, missing)), markup=False, soft_wrap=True)
+    console.print(written, markup=False, soft_wrap=True)
     console.print(f"regimes.md, regimes.json and regimes.png are in {path}")
 
 
@@ -179,25 +191,29 @@ def _point(
         method: [seed.results(policy, split) for seed in seeds]
         for method, policy in policies.items()
     }
-    outcomes = {
-        method: [capped(each, cap, seed.seed) for each, seed in zip(rows, seeds, strict=True)]
-        for method, rows in results.items()
-    }
+    ways = []
+    for way in (capped, dialled):
+        ways.append(
+            {
+                method: [way(each, cap, seed.seed) for each, seed in zip(rows, seeds, strict=True)]
+                for method, rows in results.items()
+            }
+        )
     measured = {}
     for method, rows in results.items():
-        ahead = None
-        if method != REFERENCE:
-            ahead = pooled_difference(outcomes[REFERENCE], outcomes[method])
-        measured[method] = Measured(
-            overall=float(np.mean([outcome.correct.mean() for outcome in outcomes[method]])),
-            local=_mean(rows, "device_correct"),
-            calls=_mean(rows, "called"),
-            ahead=ahead,
+        overall, dial = (
+            float(np.mean([outcome.correct.mean() for outcome in way[method]])) for way in ways
         )
+        ahead = [
+            pooled_difference(way[REFERENCE], way[method]) if method != REFERENCE else None
+            for way in ways
+        ]
+        local, calls = _mean(rows, "device_correct"), _mean(rows, "called")
+        measured[method] = Measured(overall, local, calls, dial, *ahead)
     return Point(
         name=name,
         seeds=len(seeds),
-        n=len(outcomes[REFERENCE][0].correct),
+        n=results[REFERENCE][0].prompt_ids.size,
         start=_mean([seed.results(BASE, split) for seed in seeds], "device_correct"),
         methods=measured,
         binding=_binding(seeds, policies[REFERENCE], reference),
@@ -230,54 +246,76 @@ def _binding(
 _percent, _whole = decimals(1, 100), decimals(0, 100)
 
 
-def table(found: Sequence[Point], missing: Sequence[str] = ()) -> Block:
-    """The map as a table: a row per point."""
-    methods = ordered({method for point in found for method in point.methods})
-    rivals = [method for method in methods if method != REFERENCE]
-    own = label(REFERENCE)
+def tables(found: Sequence[Point], missing: Sequence[str] = ()) -> tuple[Block, Block]:
+    """The map as two tables, a row per point: by own calls, and by the dial."""
+    return _own_calls(found, missing), _by_dial(found)
+
+
+def _own_calls(found: Sequence[Point], missing: Sequence[str]) -> Block:
+    methods, rivals, ahead = _columns(found)
+    prompts = " or ".join(f"{n:,}" for n in sorted({point.n for point in found}, reverse=True))
     return Block(
         header=(
-            "",
-            "seeds",
-            "start, local",
-            *map(label, methods),
-            *(f"{own} − {label(rival)}" for rival in rivals),
-            "D2 at its cap",
+            "", "seeds", "start, local", *map(label, methods), *ahead, "D2 at its cap",
         ),
-        body=tuple(_row(point, methods, rivals) for point in found),
+        body=tuple(
+            (
+                point.name,
+                str(point.seeds),
+                _percent(point.start),
+                *(_cell(point, method, ("overall", "local", "calls")) for method in methods),
+                *(_ahead(point, rival, "ahead") for rival in rivals),
+                " / ".join(map(_whole, point.binding)) if point.binding else NO_MEANING,
+            )
+            for point in found
+        ),
         caption=(
-            f"Percent. Methods: overall at the cap / local / calls before the cap, means over"
-            f" seeds. {own} − method: overall accuracy in points, 95 % interval (bootstrap over"
-            f" seeds and prompts). D2 at its cap: share of {own}'s batches in which the filter had"
-            f" no room left, in the first third of the steps / after it. Regimes on"
-            f" {_prompts(found)} prompts." + (f" Not run: {', '.join(missing)}." if missing else "")
+            f"Percent of {prompts} prompts, means over seeds. Methods: overall at the cap / local /"
+            f" calls before the cap. {ahead[0] if ahead else ''}: overall accuracy in points, 95 %"
+            f" interval (bootstrap over seeds and prompts). D2 at its cap: share of"
+            f" {label(REFERENCE)}'s batches in which the filter had no room left, in the first"
+            f" third of the steps / after it."
+            + (f" Not run: {', '.join(missing)}." if missing else "")
+        ),
+    )  # fmt: skip
+
+
+def _by_dial(found: Sequence[Point]) -> Block:
+    methods, rivals, ahead = _columns(found)
+    return Block(
+        header=("", *map(label, methods), *ahead),
+        body=tuple(
+            (
+                point.name,
+                *(_cell(point, method, ("dial",)) for method in methods),
+                *(_ahead(point, rival, "ahead_dial") for rival in rivals),
+            )
+            for point in found
+        ),
+        caption=(
+            "The same policies where the prompts with the highest P(call) go to the cloud, exactly"
+            " as many as the cap allows, and the device answers all others: overall accuracy in"
+            " percent, differences as above."
         ),
     )
 
 
-def _prompts(found: Sequence[Point]) -> str:
-    return " or ".join(f"{n:,}" for n in sorted({point.n for point in found}, reverse=True))
+def _columns(found: Sequence[Point]) -> tuple[list[str], list[str], list[str]]:
+    """Methods, GAPG's rivals, and what the columns of their differences are called."""
+    methods = ordered({method for point in found for method in point.methods})
+    rivals = [method for method in methods if method != REFERENCE]
+    return methods, rivals, [f"{label(REFERENCE)} − {label(rival)}" for rival in rivals]
 
 
-def _row(point: Point, methods: Sequence[str], rivals: Sequence[str]) -> tuple[str, ...]:
-    def cell(method: str) -> str:
-        found = point.methods.get(method)
-        if found is None:
-            return blocks.NO_MEANING
-        return f"{_percent(found.overall)} / {_percent(found.local)} / {_whole(found.calls)}"
+def _cell(point: Point, method: str, names: Sequence[str]) -> str:
+    found = point.methods.get(method)
+    if found is None:
+        return NO_MEANING
+    return " / ".join(_percent(getattr(found, name)) for name in names)
 
-    def ahead(rival: str) -> str:
-        return points(point.methods[rival].ahead) if rival in point.methods else blocks.NO_MEANING
 
-    binding = point.binding
-    return (
-        point.name,
-        str(point.seeds),
-        _percent(point.start),
-        *map(cell, methods),
-        *map(ahead, rivals),
-        " / ".join(map(_whole, binding)) if binding else blocks.NO_MEANING,
-    )
+def _ahead(point: Point, rival: str, name: str) -> str:
+    return points(getattr(point.methods[rival], name)) if rival in point.methods else NO_MEANING
 
 
 def _drawn(found: Sequence[Point]) -> dict[str, dict[str, Estimate]]:

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import rich.console
-from jaxtyping import Bool
 
 from offload_jax.evaluation.budgets import (
     Curve,
     budget_curve,
     oracle_curve,
     random_curve,
-    top_scores,
 )
 from offload_jax.evaluation.comparison import Entry, as_json, compare, latex, markdown, terminal
 from offload_jax.evaluation.figures import bars, budget_curves, sweep, training_curves
@@ -21,14 +19,21 @@ from offload_jax.evaluation.metrics import (
     OverCap,
     capped,
     conditional_accuracy,
-    offload_limit,
-    outcome_of,
     overall_accuracy,
 )
-from offload_jax.evaluation.records import Columns, read_records, without_calls
+from offload_jax.evaluation.records import read_records, without_calls
 from offload_jax.training.logging import read_metrics
 from offload_jax.training.study import REFERENCE, Study, Sweep, variant_name
-from offload_jax.training.study_table import CLOUD, START, Seed, entries, label, ordered, seeds_of
+from offload_jax.training.study_table import (
+    CLOUD,
+    START,
+    Seed,
+    dialled,
+    entries,
+    label,
+    ordered,
+    seeds_of,
+)
 
 
 def report(
@@ -157,8 +162,9 @@ def _swept(
                     "calls": results.called,
                 }
                 if budgets:
-                    one_for_all = without_calls(seed.results(method, "validation"))
-                    found["overall, by one policy's P(call)"] = _dial(one_for_all, cap, seed.seed)
+                    one_for_all = seed.results(method, "validation")
+                    by_dial = dialled(one_for_all, cap, seed.seed).correct
+                    found["overall, by one policy's P(call)"] = by_dial
                 for what, hits in found.items():
                     cells = measured.setdefault(
                         f"{label(method)}: {what}", [[] for _ in settings.at]
@@ -194,10 +200,3 @@ def _sweep_tables(study: Study, swept: dict[str, dict[str, list[list[float]]]]) 
             lines.append(f"| {what} | {' | '.join(f'{np.mean(cell):.1f}' for cell in cells)} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def _dial(results: Columns, cap: float, seed: int) -> Bool[np.ndarray, " n"]:
-    """Whether each prompt is answered correctly when the highest P(call) fill the budget."""
-    limit = offload_limit(results.prompt_ids.size, cap)
-    chosen = top_scores(results.p_call, results.prompt_ids, limit, seed)
-    return outcome_of(results, chosen, "the dial").correct

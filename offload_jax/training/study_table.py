@@ -28,6 +28,7 @@ from jaxtyping import Float
 from offload_jax.evaluation.budgets import calibrate, oracle_scores, thresholded, top_scores
 from offload_jax.evaluation.comparison import Entry
 from offload_jax.evaluation.metrics import (
+    Outcome,
     OverCap,
     capped,
     cloud_only,
@@ -159,6 +160,14 @@ def routed(
     threshold = calibrate(validation_scores, validation.prompt_ids, cap, seed.seed)
     outcome = thresholded(test, scores, threshold, cap, seed.seed)
     return _asked(test, outcome, scores > threshold, scores, attempt_first)
+
+
+def dialled(results: Columns, cap: float, seed: int) -> Outcome:
+    """The prompts with the highest P(call) fill the budget; the device answers all others."""
+    retained = without_calls(results)
+    limit = offload_limit(results.prompt_ids.size, cap)
+    chosen = top_scores(results.p_call, results.prompt_ids, limit, seed)
+    return outcome_of(retained, chosen, "the dial")
 
 
 def _asked(results, outcome, asked, scores, attempt_first) -> Entry:

@@ -16,7 +16,7 @@ from offload_jax.evaluation.metrics import capped
 from offload_jax.evaluation.seeds import pooled_difference
 from offload_jax.training import regimes
 from offload_jax.training.logging import read_metrics
-from offload_jax.training.study_table import seeds_of
+from offload_jax.training.study_table import dialled, seeds_of
 
 ROOT = Path(__file__).parents[2]
 SHAPE = {"data": 8, "fsdp": 1, "tensor": 1}
@@ -34,9 +34,15 @@ def config_of(size):
 def config(tiny):
     config = config_of("smoke")
     overrides = {**tiny.OVERRIDES, "learning.filter.enabled": True, "learning.steps": 3}
-    del config.regimes.arithmetic  # which has a test of its own
-    for study in config.regimes.values():
-        study.base.update_from_flattened_dict(overrides)
+    for name, study in config.regimes.items():
+        if name == "arithmetic":
+            own = {"task.steps": (1, 2), "start.late_steps": 0}
+            countdowns = ("start.traces.max_tokens", "start.late_traces.max_tokens")
+            study.base.update_from_flattened_dict(
+                {key: x for key, x in overrides.items() if key not in countdowns} | own
+            )
+        else:
+            study.base.update_from_flattened_dict(overrides)
         del study.methods.collaboration_aware
         for sweep in study.sweeps.values():
             sweep.at, sweep.methods = (0.3, 0.6), (RIVAL, "gapg")
@@ -48,10 +54,10 @@ def config(tiny):
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """One of two regimes is complete."""
+    """Two of three regimes are complete."""
     path = tmp_path_factory.mktemp("regimes")
     studies = regimes.from_config(config)
-    regimes.compute(studies, path, quiet(), only=["common"])
+    regimes.compute(studies, path, quiet(), only=["common", "arithmetic"])
     regimes.report(studies, path, quiet())
     return studies, path
 
@@ -64,7 +70,10 @@ def test_the_map_has_what_is_complete_and_names_the_rest(finished):
     _, path = finished
     text = (path / "regimes.md").read_text()
     rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
-    assert rows == ["| ", "| common", "| learning.reward.call 0.3", "| learning.reward.call 0.6"]
+    points = [
+        "| arithmetic", "| common", "| learning.reward.call 0.3", "| learning.reward.call 0.6"
+    ]  # fmt: skip
+    assert rows == 2 * ["| ", *points]
     assert "Not run: early." in text
     assert (path / "regimes.png").stat().st_size > 10_000
     assert not (path / "early").exists()
@@ -72,7 +81,7 @@ def test_the_map_has_what_is_complete_and_names_the_rest(finished):
 
 def test_its_numbers_follow_from_records_and_metrics(finished):
     studies, path = finished
-    main, same, high = json.loads((path / "regimes.json").read_text())
+    _, main, same, high = json.loads((path / "regimes.json").read_text())
     seeds = seeds_of(studies["common"], path / "common")
     for point, suffix, split in ((main, "", "test"), (high, ".call_reward.0.6", "validation")):
         results = {m: [s.results(m + suffix, split) for s in seeds] for m in ("gapg", RIVAL)}
@@ -83,6 +92,9 @@ def test_its_numbers_follow_from_records_and_metrics(finished):
         ahead = pooled_difference(outcomes["gapg"], outcomes[RIVAL])
         assert point["methods"][RIVAL]["ahead"]["value"] == ahead.value
         assert point["methods"]["gapg"]["ahead"] is None
+        dial = [dialled(r, 0.3, s.seed) for r, s in zip(results["gapg"], seeds, strict=True)]
+        assert point["methods"]["gapg"]["dial"] == np.mean([each.correct.mean() for each in dial])
+        assert all(each.offloaded.sum() == 2 for each in dial)
         calls = np.mean([row.called.mean() for row in results["gapg"]])
         assert point["methods"]["gapg"]["calls"] == pytest.approx(calls)
         assert point["seeds"] == 2 and point["n"] == 8
@@ -91,7 +103,7 @@ def test_its_numbers_follow_from_records_and_metrics(finished):
 
 def test_the_filter_binds_where_d2_is_at_its_cap(finished):
     studies, path = finished
-    main = json.loads((path / "regimes.json").read_text())[0]
+    main = json.loads((path / "regimes.json").read_text())[1]
     early, late = [], []
     for seed in seeds_of(studies["common"], path / "common"):
         for row in read_metrics(seed.workdir / "metrics.jsonl"):
