@@ -4,9 +4,12 @@ Tests compile much and compute little: LLVM's optimisations, which take almost h
 are off.
 """
 
+import atexit
 import gc
 import os
+import shutil
 import signal
+import tempfile
 
 import pytest
 
@@ -21,6 +24,11 @@ os.environ["XLA_FLAGS"] = (
 # For processes of their own, whose devices a test chooses: what stands in front of them.
 os.environ["QUICK_XLA_FLAGS"] = QUICK
 os.environ["JAX_PLATFORMS"] = "cpu"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Workers and the processes that tests start inherit it: no program is compiled twice.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="programs")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -244,7 +244,7 @@ def differences(
                 elinewidth=1.4, **{**_look(i), "linestyle": "none"},
             )  # fmt: skip
         axes.set_yticks(range(len(places)), places)
-        axes.invert_yaxis()
+        axes.set_ylim(len(places) - 0.5, -0.5)  # from the top down
         axes.grid(False, axis="y")
         axes.set_xlabel(x_label)
         _legend_below(figure, axes.get_legend_handles_labels()[0])

@@ -19,8 +19,8 @@ from offload_jax.evaluation import blocks
 from offload_jax.evaluation.blocks import NO_MEANING, Block, decimals
 from offload_jax.evaluation.comparison import points
 from offload_jax.evaluation.figures import differences
-from offload_jax.evaluation.metrics import Estimate, capped
-from offload_jax.evaluation.records import Columns
+from offload_jax.evaluation.metrics import Estimate, capped, randomly_offloaded
+from offload_jax.evaluation.records import Columns, without_calls
 from offload_jax.evaluation.seeds import pooled_difference
 from offload_jax.learning.prompt_filter import d2_caps
 from offload_jax.settings import nearest, require
@@ -57,10 +57,12 @@ class Point:
     """One place of the map.
 
     Attributes:
-        name: of the regime, or of the setting and its value.
+        name: of the regime, with the setting and its value in a sweep.
         seeds: that were run.
         n: prompts, per seed.
         start: local accuracy before post-training, mean over seeds.
+        random: overall accuracy of the start with random prompts offloaded, as many as the cap
+            allows: what post-training has to beat.
         methods: what came out, by method.
         binding: share of GAPG's batches in which D2 reached its cap, in the first third of the
             steps and after it; None without a filter.
@@ -70,6 +72,7 @@ class Point:
     seeds: int
     n: int
     start: float
+    random: float
     methods: Mapping[str, Measured]
     binding: tuple[float, float] | None
 
@@ -156,7 +159,7 @@ def measure(name: str, study: Study, path: Path) -> Iterator[Point]:
                 for method, variant in variants.items()
             }
             if _complete(few, policies, "validation"):
-                title = f"{settings.setting} {value:g}" if isinstance(value, float | int) else value
+                title = f"{name}, {settings.setting.removeprefix('learning.')} {value}"
                 yield _point(title, study, variants[REFERENCE], few, policies, "validation")
 
 
@@ -191,33 +194,52 @@ def _point(
         method: [seed.results(policy, split) for seed in seeds]
         for method, policy in policies.items()
     }
-    ways = []
-    for way in (capped, dialled):
-        ways.append(
-            {
-                method: [way(each, cap, seed.seed) for each, seed in zip(rows, seeds, strict=True)]
-                for method, rows in results.items()
-            }
-        )
-    measured = {}
-    for method, rows in results.items():
-        overall, dial = (
-            float(np.mean([outcome.correct.mean() for outcome in way[method]])) for way in ways
-        )
-        ahead = [
-            pooled_difference(way[REFERENCE], way[method]) if method != REFERENCE else None
-            for way in ways
-        ]
-        local, calls = _mean(rows, "device_correct"), _mean(rows, "called")
-        measured[method] = Measured(overall, local, calls, dial, *ahead)
+    starts = [without_calls(seed.results(BASE, split)) for seed in seeds]
+    random = [
+        randomly_offloaded(each, cap, seed.seed).correct.mean()
+        for each, seed in zip(starts, seeds, strict=True)
+    ]
     return Point(
         name=name,
         seeds=len(seeds),
         n=results[REFERENCE][0].prompt_ids.size,
-        start=_mean([seed.results(BASE, split) for seed in seeds], "device_correct"),
-        methods=measured,
+        start=_mean(starts, "device_correct"),
+        random=float(np.mean(random)),
+        methods=_measured(results, cap, [seed.seed for seed in seeds]),
         binding=_binding(seeds, policies[REFERENCE], reference),
     )
+
+
+def _measured(
+    results: Mapping[str, Sequence[Columns]], cap: float, seeds: Sequence[int]
+) -> dict[str, Measured]:
+    """The methods' numbers, from their records seed by seed."""
+
+    def outcomes(way):
+        return {
+            method: [way(each, cap, seed) for each, seed in zip(rows, seeds, strict=True)]
+            for method, rows in results.items()
+        }
+
+    own, dial = outcomes(capped), outcomes(dialled)
+
+    def accuracy(way, method):
+        return float(np.mean([outcome.correct.mean() for outcome in way[method]]))
+
+    def ahead(way, method):
+        return None if method == REFERENCE else pooled_difference(way[REFERENCE], way[method])
+
+    return {
+        method: Measured(
+            overall=accuracy(own, method),
+            local=_mean(rows, "device_correct"),
+            calls=_mean(rows, "called"),
+            dial=accuracy(dial, method),
+            ahead=ahead(own, method),
+            ahead_dial=ahead(dial, method),
+        )
+        for method, rows in results.items()
+    }
 
 
 def _mean(rows: Sequence[Columns], name: str) -> float:
@@ -236,9 +258,9 @@ def _binding(
     for seed in seeds:
         for row in read_metrics(seed.workdir / "metrics.jsonl"):
             if row["stage"] == policy and row.get("d1") is not None:
-                part = early if row["step"] <= settings.steps / 3 else late
+                part = early if row["step"] <= max(1, settings.steps / 3) else late
                 part.append(row["d2"] == caps[row["d1"]])
-    return float(np.mean(early or [0.0])), float(np.mean(late or [0.0]))
+    return (float(np.mean(early)), float(np.mean(late))) if early and late else None
 
 
 # --- words ---
@@ -256,13 +278,13 @@ def _own_calls(found: Sequence[Point], missing: Sequence[str]) -> Block:
     prompts = " or ".join(f"{n:,}" for n in sorted({point.n for point in found}, reverse=True))
     return Block(
         header=(
-            "", "seeds", "start, local", *map(label, methods), *ahead, "D2 at its cap",
+            "", "seeds", "start", *map(label, methods), *ahead, "D2 at its cap",
         ),
         body=tuple(
             (
                 point.name,
                 str(point.seeds),
-                _percent(point.start),
+                f"{_percent(point.start)} / {_percent(point.random)}",
                 *(_cell(point, method, ("overall", "local", "calls")) for method in methods),
                 *(_ahead(point, rival, "ahead") for rival in rivals),
                 " / ".join(map(_whole, point.binding)) if point.binding else NO_MEANING,
@@ -270,8 +292,9 @@ def _own_calls(found: Sequence[Point], missing: Sequence[str]) -> Block:
             for point in found
         ),
         caption=(
-            f"Percent of {prompts} prompts, means over seeds. Methods: overall at the cap / local /"
-            f" calls before the cap. {ahead[0] if ahead else ''}: overall accuracy in points, 95 %"
+            f"Percent of {prompts} prompts, means over seeds. Start: local / overall with random"
+            f" prompts offloaded, up to the cap. Methods: overall at the cap / local / calls before"
+            f" the cap. {ahead[0] if ahead else ''}: overall accuracy in points, 95 %"
             f" interval (bootstrap over seeds and prompts). D2 at its cap: share of"
             f" {label(REFERENCE)}'s batches in which the filter had no room left, in the first"
             f" third of the steps / after it."

@@ -32,7 +32,7 @@ from offload_jax.training.logging import Log, open_log, read_metrics
 from offload_jax.training.loop import Stage, run_stage
 from offload_jax.training.post_training import init_post_training, post_training_stage
 from offload_jax.training.start import init_start, start_stage
-from offload_jax.training.workdir import Workdir, open_workdir
+from offload_jax.training.workdir import Workdir, keep_programs, open_workdir
 
 
 def run(experiment: Experiment, path: str | Path, console: rich.console.Console) -> None:
@@ -52,7 +52,7 @@ def run(experiment: Experiment, path: str | Path, console: rich.console.Console)
     if tell(lambda: all(finished)):
         console.print(f"This run is finished: {workdir.path}. A new --workdir starts another.")
     else:
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "cache"))
+        keep_programs(workdir / "cache")
         with (
             jax.set_mesh(mesh),
             open_log(workdir.path) as log,

@@ -41,7 +41,7 @@ from offload_jax.training.experiment import from_config as experiment_from_confi
 from offload_jax.training.logging import RunLog
 from offload_jax.training.run import Job
 from offload_jax.training.start import embed_numbers
-from offload_jax.training.workdir import Workdir, claim_parts, open_workdir
+from offload_jax.training.workdir import Workdir, claim_parts, keep_programs, open_workdir
 
 BASE = "start"  # the policy before post-training
 REFERENCE = "gapg"  # the method that all others are compared with
@@ -292,7 +292,7 @@ def compute(study: Study, path: str | Path, console: rich.console.Console) -> No
     for experiment in (*study.methods.values(), *study.variants.values()):
         check_devices(experiment, prompt_shards(mesh))
     path = Path(path).resolve()
-    jax.config.update("jax_compilation_cache_dir", str(path / "cache"))
+    keep_programs(path / "cache")
     for seed in study.seeds:
         began = time.perf_counter()
         workdir = open_workdir(path / f"seed{seed}", _seeded(base, seed), without=("learning",))

@@ -111,6 +111,15 @@ def _note_environment(path: Path) -> None:
     write_object(path, {**first, "afterwards": afterwards} if afterwards else first)
 
 
+def keep_programs(path: Path) -> None:
+    """Compiled programs are kept in `path`, unless JAX_COMPILATION_CACHE_DIR names another folder.
+
+    Then several runs can share them.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(path))
+
+
 def claim_parts(path: Path, parts: Mapping[str, Any]) -> None:
     """Writes the settings of named parts to a JSON file, beside those that it already holds.
 

@@ -295,7 +295,7 @@ def test_sixty_four_calls_of_a_second_take_two(tmp_path):
         fake.seconds = 1.0
         began = time.monotonic()
         assert all(a.text for a in s.cloud.answer(prompts(*range(64))))
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 5  # one after the other they would take 64
         assert fake.most_at_once <= 32
 
 

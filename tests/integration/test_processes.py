@@ -138,6 +138,7 @@ def test_one_that_is_killed_ends_the_job_which_goes_on_when_started_again(alone,
     assert_same_run(alone, run)
 
 
+@pytest.mark.slow  # that two processes do what one does is tested above
 def test_four_processes_ask_the_cloud_once_per_prompt(alone, flags, tmp_path):
     fake = FakeCloud(solve, models=["fake"])
     cloud = ["--config=configs/countdown_cloud.py:smoke", *flags[1:]]

@@ -45,10 +45,11 @@ def config(tiny):
             study.base.update_from_flattened_dict(overrides)
         del study.methods.collaboration_aware
         for sweep in study.sweeps.values():
-            sweep.at, sweep.methods = (0.3, 0.6), (RIVAL, "gapg")
+            sweep.at, sweep.methods, sweep.seeds = (0.3, 0.6), (RIVAL, "gapg"), 1
     config = config.to_dict()
     for study in config["regimes"].values():
         study["base"]["mesh"] = SHAPE
+    config["regimes"]["arithmetic"]["seeds"] = (200,)
     return config
 
 
@@ -71,7 +72,7 @@ def test_the_map_has_what_is_complete_and_names_the_rest(finished):
     text = (path / "regimes.md").read_text()
     rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
     points = [
-        "| arithmetic", "| common", "| learning.reward.call 0.3", "| learning.reward.call 0.6"
+        "| arithmetic", "| common", "| common, reward.call 0.3", "| common, reward.call 0.6"
     ]  # fmt: skip
     assert rows == 2 * ["| ", *points]
     assert "Not run: early." in text
@@ -84,6 +85,7 @@ def test_its_numbers_follow_from_records_and_metrics(finished):
     _, main, same, high = json.loads((path / "regimes.json").read_text())
     seeds = seeds_of(studies["common"], path / "common")
     for point, suffix, split in ((main, "", "test"), (high, ".call_reward.0.6", "validation")):
+        seeds = seeds[: point["seeds"]]
         results = {m: [s.results(m + suffix, split) for s in seeds] for m in ("gapg", RIVAL)}
         outcomes = {
             m: [capped(r, 0.3, s.seed) for r, s in zip(rows, seeds, strict=True)]
@@ -97,8 +99,10 @@ def test_its_numbers_follow_from_records_and_metrics(finished):
         assert all(each.offloaded.sum() == 2 for each in dial)
         calls = np.mean([row.called.mean() for row in results["gapg"]])
         assert point["methods"]["gapg"]["calls"] == pytest.approx(calls)
-        assert point["seeds"] == 2 and point["n"] == 8
+        assert point["n"] == 8
+        assert 0 <= point["start"] <= 1 and 0 <= point["random"] <= 1
     assert same["methods"].keys() == main["methods"].keys()
+    assert [point["seeds"] for point in (main, same, high)] == [2, 1, 1]
 
 
 def test_the_filter_binds_where_d2_is_at_its_cap(finished):
