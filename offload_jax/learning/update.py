@@ -208,24 +208,19 @@ def gradient_of(
     for bucket in range(1, length_buckets + 1):
         length = -(-T * bucket // length_buckets)
         end = jnp.sum(needed <= length)
-        carry = _from_to(start, end, partial(accumulate, length=length), carry, needed.size)
+        body = partial(accumulate, length=length)
+        if needed.size == 1 and length_buckets > 1:
+            # Loops with equal bodies are no choice: the compiler moves what does not depend on
+            # the index out of all of them, and computes every length.
+            carry = jax.lax.cond(start < end, partial(body, 0), lambda carry: carry, carry)
+        else:
+            carry = jax.lax.fori_loop(start, end, body, carry)
         start = end
     gradient, total, stats = carry
     if clip is not None:
         stats["clipped"] /= jnp.maximum(stats.pop("tokens"), 1)
     computed = jnp.sum(needed > 0) * micro_prompts
     return gradient, {"loss": total, "prompts_computed": computed.astype(jnp.float32), **stats}
-
-
-def _from_to(start, end, body, carry, most: int):
-    """`fori_loop` over `most` micro-batches at most.
-
-    One alone is no loop: its body is the same in every round, so that the compiler would move it
-    out of the loops of all lengths, and compute them all.
-    """
-    if most > 1:
-        return jax.lax.fori_loop(start, end, body, carry)
-    return jax.lax.cond(start < end, partial(body, 0), lambda carry: carry, carry)
 
 
 def _micro_loss(
