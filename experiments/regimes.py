@@ -5,18 +5,13 @@ regimes.md, regimes.json and regimes.png; the same command again goes on. `--onl
 leaves the others as they are: what is complete is on the map.
 """
 
-import signal
-import sys
-
 import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.endings import told
 from experiments.flags import parser
-from offload_jax.cloud.protocol import CloudError
 from offload_jax.training import regimes
-from offload_jax.training.detectors import RunError
-from offload_jax.training.loop import PreemptedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The regimes, e.g. configs/x.py[:smoke].")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of all regimes; made if not there.")
@@ -27,21 +22,12 @@ def main(argv: list[str]) -> None:
     """Parses, checks, computes and reports; a mistake is one sentence on stderr, status 2."""
     console = rich.console.Console()
     logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
-    try:
+    with told():
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         studies = regimes.from_config(CONFIG.value)
         regimes.compute(studies, WORKDIR.value, console, ONLY.value)
         regimes.report(studies, WORKDIR.value, console)
-    except (ValueError, RunError, CloudError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
-    except PreemptedError as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        print("Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,15 @@ sets finished runs, a folder in DIR per experiment (see docs/reproduction.md), b
 numbers.
 """
 
-import signal
-import sys
-
 import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.endings import told
 from experiments.flags import parser
-from offload_jax.cloud.protocol import CloudError
 from offload_jax.evaluation.paper import PAPER
 from offload_jax.settings import require
 from offload_jax.training import paper_report, study_report
-from offload_jax.training.detectors import RunError
-from offload_jax.training.loop import PreemptedError
 from offload_jax.training.study import compute, from_config
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -40,7 +35,7 @@ def main(argv: list[str]) -> None:
     """Parses, checks, computes and reports; a mistake is one sentence on stderr, status 2."""
     console = rich.console.Console()
     logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
-    try:
+    with told():
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         require(
@@ -52,15 +47,6 @@ def main(argv: list[str]) -> None:
         study = from_config(CONFIG.value)
         compute(study, WORKDIR.value, console)
         study_report.report(study, WORKDIR.value, console, OVER_CAP.value)
-    except (ValueError, RunError, CloudError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
-    except PreemptedError as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        print("Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

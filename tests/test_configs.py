@@ -60,3 +60,12 @@ def test_the_sweeps_have_the_papers_values(config, name):
 def test_an_unknown_form_is_refused_with_those_there_are(config):
     with pytest.raises(ValueError, match="gapg_without_filter"):
         config("math_qwen25_15b", "gagp")
+
+
+@pytest.mark.parametrize("form", ["full", "smoke"])
+def test_arithmetic_for_a_small_device_is_valid_and_has_no_stories(form):
+    values = runpy.run_path(str(CONFIGS / "arithmetic_cpu.py"))["get_config"](form)
+    assert experiment.from_config(values).device.pretrained is None
+    values.task.stories = 0.5
+    with pytest.raises(ValueError, match=r"config\.task\.stories must be 0"):
+        experiment.from_config(values)

@@ -296,7 +296,7 @@ def test_sixty_four_calls_of_a_second_take_two(tmp_path):
         began = time.monotonic()
         assert all(a.text for a in s.cloud.answer(prompts(*range(64))))
         assert time.monotonic() - began < 5  # one after the other they would take 64
-        assert fake.most_at_once <= 32
+        assert 16 < fake.most_at_once <= 32
 
 
 def test_a_long_queue_is_not_held_against_the_deadline(tmp_path):
