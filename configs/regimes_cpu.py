@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 METHODS = ("collaboration_aware", "gapg_without_filter", "gapg")
 SWEEPS = {
-    "call_reward": ("learning.reward.call", (0.15, 0.6)),
+    "call_reward": ("learning.reward.call", (0.15, 0.3, 0.6)),
     "group": ("sampling.group", (4, 16)),
     "rate": ("learning.optimizer.rate", (1e-4, 4e-4)),
 }
@@ -39,6 +39,7 @@ def get_config(size: str = "full") -> ConfigDict:
         study.base.update_from_flattened_dict(changes)
         config.regimes[name] = study
     config.regimes.arithmetic = _study(size, "arithmetic_cpu.py")
+    _as_run(config.regimes.arithmetic.base, size)
     config.regimes.common.sweeps = _sweeps(SWEEPS)
     config.regimes.arithmetic.sweeps = _sweeps(ARITHMETIC_SWEEPS)
     if size == "smoke":
@@ -47,6 +48,13 @@ def get_config(size: str = "full") -> ConfigDict:
         del config.regimes.common.sweeps.group, config.regimes.common.sweeps.rate
         config.regimes.arithmetic.sweeps = ConfigDict()
     return config
+
+
+def _as_run(base: ConfigDict, size: str) -> None:
+    """The settings of docs/reproduction.md's protocol, older than the table's."""
+    base.learning.reward.call = 0.3
+    if size != "smoke":
+        base.learning.steps = base.evaluation.every = 60
 
 
 def _sweeps(sweeps: dict) -> ConfigDict:

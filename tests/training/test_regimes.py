@@ -45,7 +45,7 @@ def config(tiny):
             study.base.update_from_flattened_dict(overrides)
         del study.methods.collaboration_aware
         for sweep in study.sweeps.values():
-            sweep.at, sweep.methods, sweep.seeds = (0.3, 0.6), (RIVAL, "gapg"), 1
+            sweep.at, sweep.methods, sweep.seeds = (0.45, 0.6), (RIVAL, "gapg"), 1
     config = config.to_dict()
     for study in config["regimes"].values():
         study["base"]["mesh"] = SHAPE
@@ -72,7 +72,7 @@ def test_the_map_has_what_is_complete_and_names_the_rest(finished):
     text = (path / "regimes.md").read_text()
     rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
     points = [
-        "| arithmetic", "| common", "| common, reward.call 0.3", "| common, reward.call 0.6"
+        "| arithmetic", "| common", "| common, reward.call 0.45", "| common, reward.call 0.6"
     ]  # fmt: skip
     assert rows == 2 * ["| ", *points]
     assert "Not run: early." in text

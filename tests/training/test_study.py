@@ -47,7 +47,7 @@ def settings(tiny):
     config["sweeps"] = {
         "call_reward": {
             "setting": "learning.reward.call",
-            "at": (0.1, 0.3),
+            "at": (0.1, 0.45),
             "methods": ("gapg",),
             "seeds": 1,
         }
@@ -76,7 +76,7 @@ def test_it_leaves_tables_and_figures(finished):
         assert (path / "figures" / f"{name}.png").stat().st_size > 10_000
     swept = (path / "sweeps.md").read_text()
     assert swept.startswith(
-        "| learning.reward.call | 0.1 | 0.3 |\n|---|---:|---:|\n| GAPG: overall |"
+        "| learning.reward.call | 0.1 | 0.45 |\n|---|---:|---:|\n| GAPG: overall |"
     )
     table = json.loads((path / "table.json").read_text())
     assert [method["name"] for method in table["methods"]] == [
@@ -137,7 +137,7 @@ def test_rows_follow_from_records_and_scores(finished):
 def test_a_variant_with_the_methods_own_value_is_not_trained_again(finished):
     _, path = finished
     names = {path.stem for path in (path / "seed0" / "records").glob("*.jsonl")}
-    other, own = (variant_name("call_reward", "gapg", value) for value in (0.1, 0.3))
+    other, own = (variant_name("call_reward", "gapg", value) for value in (0.1, 0.45))
     assert f"{other}.validation" in names and other not in names  # no test prompt is looked at
     assert f"{own}.validation" not in names
     assert not list((path / "seed1" / "records").glob("*call_reward*"))
