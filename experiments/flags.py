@@ -24,11 +24,22 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
             # The config's own errors are wrapped in one another and laid out over several lines.
             while error.args and isinstance(error.args[0], Exception):
                 error = error.args[0]
-            text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-            print(f"Error: --config: {' '.join(text.split())}", file=sys.stderr)
+            said = _missing(error, argv) if isinstance(error, KeyError) else f"--config: {error}"
+            print(f"Error: {' '.join(said.split())}", file=sys.stderr)
             sys.exit(2)
 
     return parse_flags
+
+
+def _missing(error: KeyError, argv: list[str]) -> str:
+    """Which flag sets what the config does not have; ml_collections names its last part alone."""
+    text = str(error.args[0])
+    key, hint = text.removeprefix("'").partition("'")[::2]
+    for argument in argv:
+        name = argument.lstrip("-").partition("=")[0]
+        if name.startswith("config.") and key in name.split("."):
+            return f"--{name} is not in the config.{hint}"
+    return f"--config: {text}"
 
 
 def _sentence(text: str) -> str:

@@ -1,6 +1,7 @@
 """JSON files: read as untrusted, written whole."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def write_object(path: Path, values: Any) -> None:
-    """Indented, in UTF-8; the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Indented, in UTF-8; the file appears whole or not at all, whoever else writes it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

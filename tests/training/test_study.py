@@ -228,7 +228,7 @@ def test_the_papers_rows_are_configs():
     ("flag", "sentence"),
     [
         ("--config.seeds=(0,0)", "config.seeds is (0, 0); it must be different integers."),
-        ("--config.base.learning.stepz=3", "stepz"),
+        ("--config.base.learning.stepz=3", "--config.base.learning.stepz is not in the config."),
     ],
 )
 def test_the_command_says_a_mistake_in_one_sentence(tmp_path, flag, sentence):
