@@ -2,7 +2,8 @@
 
 `main`, the default, trains the rows of the main table with three seeds; `:sweeps` adds reward,
 group size and budget sweeps, `:tuning` and `:finalists` are the grids in which every method's
-settings are chosen; `:smoke` does every step of it in minutes.
+settings were chosen; `:first` is the table before the finalists; `:smoke` does every step in
+minutes.
 """
 
 import importlib.util
@@ -19,8 +20,8 @@ NO_FILTER = {"enabled": False}
 
 
 def get_config(size: str = "main") -> ConfigDict:
-    """The study: `main`, with `sweeps`, a grid of settings, or its `smoke` form."""
-    sizes = ("main", "sweeps", "tuning", "finalists", "smoke")
+    """The study: `main`, with `sweeps`, a grid of settings, or another form of it."""
+    sizes = ("main", "sweeps", "tuning", "finalists", "first", "smoke")
     if size not in sizes:
         raise ValueError(f"{Path(__file__).name} takes {', '.join(sizes)}, not {size!r}.")
     config = ConfigDict()
@@ -56,19 +57,18 @@ def get_config(size: str = "main") -> ConfigDict:
     )
     config.samples = 8
     config.sweeps = ConfigDict({})
+    if size in ("first", "tuning"):
+        config.base.task.seed, config.base.evaluation.every = 0, 20
+        config.base.learning.steps, config.base.learning.reward.call = 60, 0.3
     if size in ("tuning", "finalists"):
         # Other prompts and other seeds than the table's, so that choosing cannot flatter it.
         config.base.task.seed, config.seeds = 1, (100,) if size == "tuning" else (100, 101)
-        config.base.evaluation.every = config.base.learning.steps
         config.base.evaluation.test_prompts = 500
         config.routers, config.samples = ConfigDict(), 0
         config.sweeps = ConfigDict(_tuning(config))
         if size == "finalists":
             _keep_finalists(config)
-        else:
-            config.base.learning.steps, config.base.evaluation.every = 60, 20
-            config.base.learning.reward.call = 0.3
-    elif size != "main":
+    elif size in ("sweeps", "smoke"):
         config.sweeps = ConfigDict(_sweeps())
     if size == "smoke":
         _shrink(config)
