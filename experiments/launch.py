@@ -4,20 +4,14 @@ Any setting can be overridden on the command line (`--config.learning.steps=200`
 command again in the same workdir resumes it.
 """
 
-import signal
-import sys
-
 import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.endings import told
 from experiments.flags import parser
 from offload_jax import processes
-from offload_jax.cloud.protocol import CloudError
-from offload_jax.processes import PeerError
-from offload_jax.training.detectors import RunError
 from offload_jax.training.experiment import from_config
-from offload_jax.training.loop import PreemptedError
 from offload_jax.training.run import run
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -36,21 +30,12 @@ def main(argv: list[str]) -> None:
     """Parses, checks and runs; a mistake in the settings is one sentence on stderr, status 2."""
     console = rich.console.Console()
     logging.set_verbosity(logging.ERROR)  # orbax tells every step of every save
-    try:
+    with told():
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         experiment = from_config(CONFIG.value)
         processes.join(PROCESSES.value)
         run(experiment, WORKDIR.value, console)
-    except (ValueError, RunError, CloudError, PeerError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        processes.leave(2 if isinstance(error, ValueError) else 1)
-    except PreemptedError as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        print("Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":
