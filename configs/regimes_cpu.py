@@ -19,12 +19,19 @@ ARITHMETIC_SWEEPS = {
     "call_reward": ("learning.reward.call", (0.45, 0.6)),
     "rate": ("learning.optimizer.rate", (5e-5,)),
 }
+RECALL_SWEEPS = {"call_reward": ("learning.reward.call", (0.3, 0.45, 0.75))}
 # What differs from the common Countdown experiment.
 REGIMES = {
     "common": {},
     "early": {"start.late_traces.impatience": 0.8},  # the start gives up or errs after few tries
     "weak": {"start.steps": 1200},  # the start has learnt less
     "hopeless": {"task.four": 0.5},  # the device fails more often than it may call
+}
+# Shares of facts that the device was taught right and wrong; the rest it was not, and can see that.
+RECALL = {
+    "recall_unnoticed": {"known": 0.35, "mistaken": 0.35},  # half of its failures look like skill
+    "recall_noticed": {"known": 0.35, "mistaken": 0.0},  # as many failures, all of them seen
+    "recall_able": {"known": 0.6, "mistaken": 0.1},  # few failures
 }
 
 
@@ -40,19 +47,28 @@ def get_config(size: str = "full") -> ConfigDict:
         config.regimes[name] = study
     # Its protocol (docs/reproduction.md) has the first table's steps and reward.
     config.regimes.arithmetic = _study(size, "arithmetic_cpu.py", table="first")
+    for name, shares in RECALL.items():
+        study = _study(size, "recall_cpu.py", table="first")
+        study.base.task.update(shares)
+        study.base.learning.reward.call = 0.6
+        study.base.learning.optimizer.rate = 1e-3
+        if name == "recall_unnoticed":
+            study.sweeps = _sweeps(RECALL_SWEEPS, seeds=len(study.seeds))
+        config.regimes[name] = study
     config.regimes.common.sweeps = _sweeps(SWEEPS)
     config.regimes.arithmetic.sweeps = _sweeps(ARITHMETIC_SWEEPS)
     if size == "smoke":
-        for name in ("weak", "hopeless"):
+        for name in ("weak", "hopeless", "recall_noticed", "recall_able"):
             del config.regimes[name]
         del config.regimes.common.sweeps.group, config.regimes.common.sweeps.rate
         config.regimes.arithmetic.sweeps = ConfigDict()
+        config.regimes.recall_unnoticed.sweeps = ConfigDict()
     return config
 
 
-def _sweeps(sweeps: dict) -> ConfigDict:
+def _sweeps(sweeps: dict, seeds: int = 2) -> ConfigDict:
     made = {
-        name: {"setting": setting, "at": at, "methods": METHODS, "seeds": 2}
+        name: {"setting": setting, "at": at, "methods": METHODS, "seeds": seeds}
         for name, (setting, at) in sweeps.items()
     }
     return ConfigDict(made)
@@ -63,7 +79,7 @@ def _study(size: str, base: str, table: str = "main") -> ConfigDict:
     study = _load("countdown_cpu_table.py").get_config("smoke" if size == "smoke" else table)
     learning = study.base.learning
     study.base = _load(base).get_config(size)
-    learning.batch.length_buckets = study.base.learning.batch.length_buckets
+    learning.batch = study.base.learning.batch
     study.base.learning = learning
     study.base.task.seed = 3
     study.base.evaluation.validation_prompts = study.base.task.validation

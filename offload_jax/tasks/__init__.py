@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from offload_jax.settings import require
 from offload_jax.tasks.task import Task
 from offload_jax.vocabulary import Vocabulary
 
@@ -12,10 +13,10 @@ def make_task(
     """The task called `name`.
 
     Args:
-        name: "countdown", "arithmetic" or "math".
+        name: "countdown", "arithmetic", "math" or "recall".
         data_dir: where a dataset may be built.
         vocabulary: of the pretrained device LLM that is asked; Countdown and arithmetic have one of
-            their own.
+            their own, recall knows no other.
         settings: the task's own fields of `config.task`.
     """
     if name == "countdown":
@@ -32,6 +33,16 @@ def make_task(
         from offload_jax.tasks.math.task import MathConfig, MathTask
 
         return MathTask(data_dir, vocabulary, MathConfig(**settings))
+    if name == "recall":
+        from offload_jax.tasks.recall import RecallConfig, RecallTask
+
+        require(
+            vocabulary is None,
+            "config.task.name is 'recall', which a pretrained device LLM cannot be asked.",
+        )
+        sizes = {key: settings.pop(key) for key in ("train", "validation", "test", "seed")}
+        return RecallTask(**sizes, config=RecallConfig(**settings))
     raise ValueError(
-        f"config.task.name = {name!r} is not a task; there are countdown, arithmetic and math"
+        f"config.task.name = {name!r} is not a task; there are countdown, arithmetic, math and"
+        " recall"
     )

@@ -76,7 +76,10 @@ class Task(Protocol):
         """Finds the decision in the text of a response. Never raises."""
 
     def examples(self, prompts: Sequence[Prompt], rng: random.Random, config: Any) -> list[str]:
-        """Responses to imitate in a supervised start, one per prompt; `config.start.traces`."""
+        """Responses to imitate in a supervised start, one per prompt; `config.start.traces`.
+
+        Where they are not about the prompts of "train", `lessons` are the prompts they are about.
+        """
 
     def verify(self, answer: str, prompt: Prompt) -> bool:
         """Whether an (untrusted) answer is right. Never raises.

@@ -20,6 +20,7 @@ from offload_jax.tasks.arithmetic.problems import ProblemConfig
 from offload_jax.tasks.arithmetic.task import ExampleConfig
 from offload_jax.tasks.countdown.traces import TraceConfig, fewest_tokens
 from offload_jax.tasks.math.config import MathConfig, SolutionConfig
+from offload_jax.tasks.recall import LessonConfig, RecallConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,20 @@ class MathSettings(MathConfig):
             require(value is not None, f"config.task.{name} is None; name a data set.")
 
 
-TaskSettings = CountdownSettings | ArithmeticSettings | MathSettings
+@dataclasses.dataclass(frozen=True)
+class RecallSettings(RecallConfig):
+    """Facts, in so many prompts per split, and how many of them the device is taught."""
+
+    name: Literal["recall"] = "recall"
+    train: int = 4000
+    validation: int = 500
+    test: int = 2000
+    seed: int = 0
+
+
+TaskSettings = CountdownSettings | ArithmeticSettings | MathSettings | RecallSettings
+# What the supervised start imitates, by task.
+Traces = TraceConfig | ExampleConfig | SolutionConfig | LessonConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +101,9 @@ class StartSettings:
     steps: int  # a pretrained device LLM may do without, 0
     batch: BatchSettings
     optimizer: OptimizerConfig
-    traces: TraceConfig | ExampleConfig | SolutionConfig  # what is imitated first
+    traces: Traces  # what is imitated first
     late_steps: int = 0  # the last steps imitate `late_traces` instead
-    late_traces: TraceConfig | ExampleConfig | SolutionConfig | None = None
+    late_traces: Traces | None = None
 
     def __post_init__(self):
         require(
@@ -188,9 +202,7 @@ class Experiment:
                 f"config.evaluation.{split}_prompts is {wanted}; config.task.{split} has {there}.",
             )
 
-    def _check_traces(
-        self, name: str, traces: TraceConfig | ExampleConfig | SolutionConfig | None
-    ) -> None:
+    def _check_traces(self, name: str, traces: Traces | None) -> None:
         if traces is None:
             return
         require(

@@ -28,9 +28,8 @@ def start_stage(experiment: Experiment, sampler: Sampler) -> Stage:
     """Supervised learning: maximise the mean log-probability of the traces' tokens."""
     settings = experiment.start
     optimizer = make_optimizer(settings.optimizer, settings.steps)
-    batches = training_batches(
-        sampler.task.prompts("train"), settings.batch.prompts, experiment.seed, "start"
-    )
+    lessons = getattr(sampler.task, "lessons", None) or sampler.task.prompts("train")
+    batches = training_batches(lessons, settings.batch.prompts, experiment.seed, "start")
 
     def step(state, step):
         batch = trace_batch(experiment, sampler, batches[step], step)
