@@ -35,6 +35,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config.start.traces = ConfigDict({"kind": "recall", "solve": 0.7})
     config.start.batch.update({"prompts": 64, "micro_prompts": 64})
     config.learning.batch.micro_prompts = config.learning.batch.prompts
+    config.learning.reward.call = 0.6
+    config.learning.optimizer.rate = 1e-3  # at 2e-4, 60 steps do not teach it what a blank is
     if full:
         config.evaluation.test_prompts = config.task.test
         config.learning.steps = 60

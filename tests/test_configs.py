@@ -1,13 +1,16 @@
 """Every form of every config of the paper's experiments is a valid experiment or study."""
 
+import dataclasses
 import runpy
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
+from offload_jax.tasks import make_task
 from offload_jax.training import experiment, study
 from offload_jax.training.rehearsal import write_rehearsal
+from offload_jax.training.start import lessons
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = ("countdown_qwen25_3b", "math_llama32_1b", "math_qwen25_15b", "math_llama32_3b")
@@ -60,6 +63,19 @@ def test_the_sweeps_have_the_papers_values(config, name):
 def test_an_unknown_form_is_refused_with_those_there_are(config):
     with pytest.raises(ValueError, match="gapg_without_filter"):
         config("math_qwen25_15b", "gagp")
+
+
+@pytest.mark.parametrize("form", ["full", "smoke"])
+def test_recall_has_a_token_for_every_fact(form):
+    values = runpy.run_path(str(CONFIGS / "recall_cpu.py"))["get_config"](form)
+    found = experiment.from_config(values)
+    settings = dataclasses.asdict(found.task)
+    task = make_task(settings.pop("name"), "unused", **settings)
+    size = task.vocabulary.tokenizer.get_vocab_size()
+    assert size <= found.device.vocabulary < size + 130
+    assert len(lessons(task)) == settings["train"] + settings["validation"] + settings["test"]
+    with pytest.raises(ValueError, match="takes full or smoke, not 'huge'"):
+        runpy.run_path(str(CONFIGS / "recall_cpu.py"))["get_config"]("huge")
 
 
 @pytest.mark.parametrize("form", ["full", "smoke"])

@@ -5,6 +5,7 @@ solves, sometimes errs, sometimes calls.
 """
 
 import random
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from offload_jax.sampling.sampler import Sampler
 from offload_jax.settings import require
 from offload_jax.sharding import place
 from offload_jax.tasks.countdown.tokenizer import number_tokens
+from offload_jax.tasks.task import Prompt, Task
 from offload_jax.training.data import training_batches
 from offload_jax.training.experiment import Experiment
 from offload_jax.training.loop import Stage
@@ -28,8 +30,8 @@ def start_stage(experiment: Experiment, sampler: Sampler) -> Stage:
     """Supervised learning: maximise the mean log-probability of the traces' tokens."""
     settings = experiment.start
     optimizer = make_optimizer(settings.optimizer, settings.steps)
-    lessons = getattr(sampler.task, "lessons", None) or sampler.task.prompts("train")
-    batches = training_batches(lessons, settings.batch.prompts, experiment.seed, "start")
+    taught = lessons(sampler.task)
+    batches = training_batches(taught, settings.batch.prompts, experiment.seed, "start")
 
     def step(state, step):
         batch = trace_batch(experiment, sampler, batches[step], step)
@@ -52,6 +54,11 @@ def start_stage(experiment: Experiment, sampler: Sampler) -> Stage:
         rate_setting="config.start.optimizer.rate",
         shown=("loss",),
     )
+
+
+def lessons(task: Task) -> Sequence[Prompt]:
+    """What the start is taught about: the task's own `lessons`, or the prompts of "train"."""
+    return getattr(task, "lessons", None) or task.prompts("train")
 
 
 def init_start(experiment: Experiment, sampler: Sampler, mesh: Mesh):

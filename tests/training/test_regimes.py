@@ -35,8 +35,10 @@ def config(tiny):
     config = config_of("smoke")
     overrides = {**tiny.OVERRIDES, "learning.filter.enabled": True, "learning.steps": 3}
     for name, study in config.regimes.items():
-        if name == "arithmetic":
-            own = {"task.steps": (1, 2), "start.late_steps": 0}
+        own = {"start.late_steps": 0}
+        if name in ("arithmetic", "recall_unnoticed"):
+            if name == "arithmetic":
+                own["task.steps"] = (1, 2)
             countdowns = ("start.traces.max_tokens", "start.late_traces.max_tokens")
             study.base.update_from_flattened_dict(
                 {key: x for key, x in overrides.items() if key not in countdowns} | own
@@ -75,7 +77,7 @@ def test_the_map_has_what_is_complete_and_names_the_rest(finished):
         "| arithmetic", "| common", "| common, reward.call 0.45", "| common, reward.call 0.6"
     ]  # fmt: skip
     assert rows == 2 * ["| ", *points]
-    assert "Not run: early." in text
+    assert "Not run: early, recall_unnoticed." in text
     assert (path / "regimes.png").stat().st_size > 10_000
     assert not (path / "early").exists()
 
@@ -159,6 +161,14 @@ def test_every_regime_of_the_config_differs_in_what_its_name_says():
     assert full["early"].base.start.late_traces.impatience > base.start.late_traces.impatience
     assert full["weak"].base.start.steps < base.start.steps
     assert full["arithmetic"].base.task.name == "arithmetic"
+    known = {
+        name.removeprefix("recall_"): (study.base.task.known, study.base.task.mistaken)
+        for name, study in full.items()
+        if study.base.task.name == "recall"
+    }
+    assert set(known) == {"unnoticed", "noticed", "able"}
+    assert known["unnoticed"][0] == known["noticed"][0] < known["able"][0]
+    assert known["unnoticed"][1] > known["able"][1] > known["noticed"][1] == 0
     for study in full.values():
         assert set(study.methods) == {"collaboration_aware", RIVAL, "gapg"}
         assert len(study.seeds) >= 3 and study.base.evaluation.test_prompts >= 1000
