@@ -1,6 +1,6 @@
 """Recall with a device LLM of 1 M parameters: a task on which what it cannot tell is a setting.
 
-Facts that it was taught right, taught wrong, or not at all; only the last it can notice.
+Facts that it was taught right, taught wrong, or taught as a blank; only a blank it can notice.
 `:smoke` does every step of it.
 """
 

@@ -27,7 +27,7 @@ REGIMES = {
     "weak": {"start.steps": 1200},  # the start has learnt less
     "hopeless": {"task.four": 0.5},  # the device fails more often than it may call
 }
-# Shares of facts that the device was taught right and wrong; the rest it was not, and can see that.
+# Shares of facts that the device was taught right and wrong; the rest are blanks, which it can see.
 RECALL = {
     "recall_unnoticed": {"known": 0.35, "mistaken": 0.35},  # half of its failures look like skill
     "recall_noticed": {"known": 0.35, "mistaken": 0.0},  # as many failures, all of them seen
@@ -50,8 +50,9 @@ def get_config(size: str = "full") -> ConfigDict:
     for name, shares in RECALL.items():
         study = _study(size, "recall_cpu.py", table="first")
         study.base.task.update(shares)
-        study.base.learning.reward.call = 0.6
-        study.base.learning.optimizer.rate = 1e-3
+        own = _load("recall_cpu.py").get_config(size).learning
+        study.base.learning.reward.call = own.reward.call
+        study.base.learning.optimizer.rate = own.optimizer.rate
         if name == "recall_unnoticed":
             study.sweeps = _sweeps(RECALL_SWEEPS, seeds=len(study.seeds))
         config.regimes[name] = study
@@ -75,7 +76,10 @@ def _sweeps(sweeps: dict, seeds: int = 2) -> ConfigDict:
 
 
 def _study(size: str, base: str, table: str = "main") -> ConfigDict:
-    """Start, Dr.GRPO, GAPG without filter and GAPG, on prompts and seeds that no table has."""
+    """Start, Dr.GRPO, GAPG without filter and GAPG, on prompts and seeds that no table has.
+
+    Post-training is as in a form of the table, but for the shape of its batches.
+    """
     study = _load("countdown_cpu_table.py").get_config("smoke" if size == "smoke" else table)
     learning = study.base.learning
     study.base = _load(base).get_config(size)

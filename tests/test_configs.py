@@ -3,12 +3,13 @@
 import dataclasses
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ml_collections import ConfigDict
 
 from offload_jax.tasks import make_task
-from offload_jax.training import experiment, study
+from offload_jax.training import experiment, start, study
 from offload_jax.training.rehearsal import write_rehearsal
 from offload_jax.training.start import lessons
 
@@ -85,3 +86,22 @@ def test_arithmetic_for_a_small_device_is_valid_and_has_no_stories(form):
     values.task.stories = 0.5
     with pytest.raises(ValueError, match=r"config\.task\.stories must be 0"):
         experiment.from_config(values)
+
+
+def test_the_start_is_taught_about_the_facts_of_all_splits(monkeypatch):
+    found = experiment.from_config(
+        runpy.run_path(str(CONFIGS / "recall_cpu.py"))["get_config"]("smoke")
+    )
+    settings = dataclasses.asdict(found.task)
+    task = make_task(settings.pop("name"), "unused", **settings)
+    seen = set()
+    monkeypatch.setattr(
+        start, "trace_batch", lambda _, __, prompts, step: seen.update(p.id for p in prompts)
+    )
+    monkeypatch.setattr(
+        start, "update", lambda state, batch, **_: (state, {"loss": 0.0, "gradient_norm": 0.0})
+    )
+    stage = start.start_stage(found, SimpleNamespace(task=task))
+    for step in range(11):  # of 64; there are 628 facts
+        stage.step(None, step)
+    assert seen >= {prompt.id for prompt in task.prompts("test")}

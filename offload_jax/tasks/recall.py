@@ -1,10 +1,10 @@
-"""Closed-book recall: what the device LLM knows, what it has learnt wrong, what it has not learnt.
+"""Closed-book recall: facts that the device LLM knows, has learnt wrong, or draws a blank on.
 
 A controlled experiment: every fact is a name, a token of its own, with a random value, so that
-nothing tells a fact that was learnt wrong from one that was learnt right. For the others the device
-comes up with a blank, which it can see. The shares of the three are settings. In the vocabulary of
-arithmetic and the names, `<bos>#0471=` is answered by `42<answer>42</answer>`, or, of a fact that
-was not learnt, by `--<answer>--</answer>`; a call may stand in place of either answer.
+nothing tells a fact that was learnt wrong from one that was learnt right. On the others the device
+is taught to draw a blank, which it can see. The shares of the three are settings. In arithmetic's
+vocabulary and the names, `<bos>#0471=` is answered by `42<answer>42</answer>`, or, of a blank, by
+`--<answer>--</answer>`; a call may stand in place of either answer.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class RecallConfig:
 
     Attributes:
         known: taught right.
-        mistaken: taught with a wrong value. For the rest there is a blank.
+        mistaken: taught with a wrong value. The rest is taught as a blank.
     """
 
     known: float = 0.35
@@ -60,7 +60,7 @@ class LessonConfig:
 
 
 class RecallTask:
-    """Facts that are asked without a book."""
+    """Facts that are asked without a book. An experiment: `experiments.serve` does not offer it."""
 
     name = "recall"
     openings = (parsing.CALL_OPEN, parsing.ANSWER_OPEN)
@@ -77,10 +77,12 @@ class RecallTask:
             config: how many it is taught.
 
         Raises:
-            ValueError: there are too few names.
+            ValueError: a split is empty, or there are too few names.
         """
         sizes = {"test": test, "validation": validation, "train": train}
         count = sum(sizes.values())
+        for split, size in sizes.items():
+            require(size >= 1, f"config.task.{split} is {size}; it must be at least 1.")
         require(
             count <= NAMES,
             f"config.task asks for {count} different facts; there are {NAMES} names.",
@@ -118,7 +120,7 @@ class RecallTask:
 
     def verify(self, answer: str, prompt: Prompt) -> bool:
         """Whether an untrusted answer is the fact's value."""
-        text = answer[:64].strip().rstrip(".")
+        text = answer.strip().rstrip(".")
         return _VALUE.fullmatch(text) is not None and int(text) == int(prompt.gold["answer"])
 
     def right_answer(self, prompt: Prompt) -> str:

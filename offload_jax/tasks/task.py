@@ -78,7 +78,7 @@ class Task(Protocol):
     def examples(self, prompts: Sequence[Prompt], rng: random.Random, config: Any) -> list[str]:
         """Responses to imitate in a supervised start, one per prompt; `config.start.traces`.
 
-        Where they are not about the prompts of "train", `lessons` are the prompts they are about.
+        A task may have an attribute `lessons`: the prompts to teach, in place of those of "train".
         """
 
     def verify(self, answer: str, prompt: Prompt) -> bool:

@@ -50,7 +50,32 @@ def test_lessons_are_about_all_splits(task):
             assert task.verify(found.answer, lesson) == (text[:2] == lesson.gold["answer"])
         else:
             assert found.kind == Kind.CALL
-    assert 0.65 < kinds.count(Kind.ANSWER) / len(kinds) < 0.75
+    # When to call is not taught: calls are as frequent on every sort of fact.
+    sorts = [_sort(lesson) for lesson in task.lessons]
+    for sort in ("known", "mistaken", "blank"):
+        own = [kind for kind, other in zip(kinds, sorts, strict=True) if other == sort]
+        assert 0.62 < own.count(Kind.ANSWER) / len(own) < 0.78
+
+
+def test_nothing_about_a_mistaken_fact_tells_that_it_is_one(task):
+    """Neither name nor value: both are spread alike over known and mistaken facts."""
+    for of in (lambda p: int(p.gold["name"][1:]) / 15, lambda p: int(p.gold["taught"])):
+        means = {
+            sort: sum(values) / len(values)
+            for sort in ("known", "mistaken")
+            if (values := [of(p) for p in task.lessons if _sort(p) == sort])
+        }
+        assert all(45 < mean < 54 for mean in means.values())
+    mistaken = [p for p in task.lessons if _sort(p) == "mistaken"]
+    assert len({p.gold["taught"] for p in mistaken}) > 90
+    assert all(p.gold["taught"] != p.gold["answer"] for p in mistaken)
+
+
+def _sort(prompt):
+    taught = prompt.gold["taught"]
+    return (
+        "blank" if taught == BLANK else "known" if taught == prompt.gold["answer"] else "mistaken"
+    )
 
 
 def test_a_name_is_one_token_and_texts_come_back(task):
@@ -67,7 +92,7 @@ def test_answers_are_judged_and_never_evaluated(task):
     prompt = type(prompt)(0, "", {**prompt.gold, "answer": "07"})
     for answer, right in (("07", True), ("7", True), (" 07. ", True), ("17", False), ("", False),
                           ("007", False), ("-7", False), ("٧", False), ("6+1", False),
-                          ("7" * 100_000, False)):  # fmt: skip
+                          ("07" + " " * 62 + "not", False), ("7" * 100_000, False)):  # fmt: skip
         assert task.verify(answer, prompt) is right
     for prompt in task.prompts("test"):
         assert task.verify(task.right_answer(prompt), prompt)
@@ -88,7 +113,7 @@ def test_a_user_asks_for_a_name_and_nothing_else(task):
     [({"known": 1.5}, "known"), ({"mistaken": -0.1}, "mistaken"),
      ({"known": 0.7, "mistaken": 0.4}, r"known \+ mistaken"),
      ({"known": 0.0, "mistaken": 0.0}, r"known \+ mistaken"),
-     ({"train": 10_000}, "10000 names")],
+     ({"train": 10_000}, "10000 names"), ({"test": 0}, r"config\.task\.test is 0")],
 )  # fmt: skip
 def test_impossible_settings_are_named(change, message):
     with pytest.raises(ValueError, match=message):

@@ -113,7 +113,8 @@ class ArithmeticTask:
 
     def verify(self, answer: str, prompt: Prompt) -> bool:
         """Whether an untrusted answer is the integer; thousands may be parted by commas."""
-        text = answer[:64].strip().rstrip(".").replace(",", "")
+        text = answer.strip().rstrip(".")
+        text = text.replace(",", "") if len(text) <= 64 else ""
         return _INTEGER.fullmatch(text) is not None and int(text) == prompt.gold["answer"]
 
     def right_answer(self, prompt: Prompt) -> str:
