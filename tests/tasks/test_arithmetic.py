@@ -69,7 +69,7 @@ def test_splits_share_no_problem_and_seeds_change_them(task):
     ("answer", "right"),
     [("42", True), (" 42 ", True), ("42.", True), ("0042", True), ("4,2", True), ("41", False),
      ("", False), ("42.0", False), ("forty-two", False), ("4 2", False), ("٤٢", False),
-     ("41+1", False), ("__import__('os')", False), ("9" * 100_000, False), 
+     ("41+1", False), ("__import__('os')", False), ("9" * 100_000, False),
      ("42" + " " * 62 + "0", False), ("-42", False)],
 )  # fmt: skip
 def test_an_answer_is_an_integer_and_never_evaluated(task, answer, right):
