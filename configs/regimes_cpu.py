@@ -19,7 +19,7 @@ ARITHMETIC_SWEEPS = {
     "call_reward": ("learning.reward.call", (0.45, 0.6)),
     "rate": ("learning.optimizer.rate", (5e-5,)),
 }
-RECALL_SWEEPS = {"call_reward": ("learning.reward.call", (0.3, 0.375, 0.45, 0.75))}
+RECALL_SWEEPS = {"call_reward": ("learning.reward.call", (0.3, 0.375, 0.45, 0.6, 0.75))}
 # What differs from the common Countdown experiment.
 REGIMES = {
     "common": {},

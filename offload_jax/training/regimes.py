@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import rich.console
 
-from offload_jax.evaluation import blocks
+from offload_jax.evaluation import blocks, figures
 from offload_jax.evaluation.blocks import NO_MEANING, Block, decimals
 from offload_jax.evaluation.comparison import points
-from offload_jax.evaluation.figures import differences
 from offload_jax.evaluation.metrics import Estimate, capped, randomly_offloaded
 from offload_jax.evaluation.records import Columns, without_calls
 from offload_jax.evaluation.seeds import pooled_difference
@@ -120,7 +119,10 @@ def compute(
 
 
 def report(regimes: Mapping[str, Study], path: str | Path, console: rich.console.Console) -> None:
-    """Writes regimes.md, regimes.json and regimes.png of every regime that is complete."""
+    """Writes regimes.md, regimes.json and regimes.png of every regime that is complete.
+
+    A sweep that is complete as well has a picture of its own, `<regime>.<sweep>.png`.
+    """
     path = Path(path).resolve()
     found = [point for name, study in regimes.items() for point in measure(name, study, path)]
     missing = [name for name in regimes if name not in {point.name for point in found}]
@@ -130,7 +132,9 @@ def report(regimes: Mapping[str, Study], path: str | Path, console: rich.console
     text = json.dumps([dataclasses.asdict(point) for point in found], indent=1, allow_nan=False)
     (path / "regimes.json").write_text(text + "\n", encoding="utf-8")
     axis = f"{label(REFERENCE)} − rival, overall accuracy at the cap (points)"
-    differences(_drawn(found), path / "regimes.png", axis)
+    figures.differences(_drawn(found), path / "regimes.png", axis)
+    for name, study in regimes.items():
+        _draw_sweeps(name, study, path)
     console.print(written, markup=False, soft_wrap=True)
     console.print(f"regimes.md, regimes.json and regimes.png are in {path}")
 
@@ -149,18 +153,23 @@ def measure(name: str, study: Study, path: Path) -> Iterator[Point]:
     for sweep, settings in study.sweeps.items():
         few = seeds[: settings.seeds]
         for value in settings.at:
-            variants = {method: study.variants[sweep, method, value] for method in settings.methods}
-            if REFERENCE not in variants:
+            if REFERENCE not in settings.methods:
                 break
-            policies = {
-                method: method
-                if variant == study.methods[method]
-                else variant_name(sweep, method, value)
-                for method, variant in variants.items()
-            }
+            policies = _policies(study, sweep, value)
             if _complete(few, policies, "validation"):
                 title = f"{name}, {settings.setting.removeprefix('learning.')} {value}"
-                yield _point(title, study, variants[REFERENCE], few, policies, "validation")
+                reference = study.variants[sweep, REFERENCE, value]
+                yield _point(title, study, reference, few, policies, "validation")
+
+
+def _policies(study: Study, sweep: str, value: Any) -> dict[str, str]:
+    """Per method of a sweep its policy's name at a value; the method's own run may have it."""
+    return {
+        method: method
+        if study.variants[sweep, method, value] == study.methods[method]
+        else variant_name(sweep, method, value)
+        for method in study.sweeps[sweep].methods
+    }
 
 
 def _complete(seeds: Sequence[Seed], policies: Mapping[str, str], split: str) -> bool:
@@ -350,3 +359,28 @@ def _drawn(found: Sequence[Point]) -> dict[str, dict[str, Estimate]]:
         }
         for rival in rivals
     }
+
+
+def _draw_sweeps(name: str, study: Study, path: Path) -> None:
+    """A picture of every sweep whose values are all there: overall accuracy, seed by seed."""
+    seeds, cap = seeds_of(study, path / name), study.base.evaluation.cap
+    for sweep, settings in study.sweeps.items():
+        few = seeds[: settings.seeds]
+        at = [_policies(study, sweep, value) for value in settings.at]
+        if not all(_complete(few, policies, "validation") for policies in at):
+            continue
+        measured = {
+            label(method): [
+                [
+                    100
+                    * capped(
+                        each.results(policies[method], "validation"), cap, each.seed
+                    ).correct.mean()
+                    for each in few
+                ]
+                for policies in at
+            ]
+            for method in ordered(settings.methods)
+        }
+        setting, what = settings.setting, "overall accuracy at the cap, % of validation prompts"
+        figures.sweep(settings.at, measured, setting, what, path / f"{name}.{sweep}.png")

@@ -80,6 +80,7 @@ def test_the_map_has_what_is_complete_and_names_the_rest(finished):
     assert "Not run: early, recall_unnoticed." in text
     assert (path / "regimes.png").stat().st_size > 10_000
     assert not (path / "early").exists()
+    assert [file.name for file in path.glob("*.*.png")] == ["common.call_reward.png"]
 
 
 def test_its_numbers_follow_from_records_and_metrics(finished):
