@@ -19,7 +19,7 @@ ARITHMETIC_SWEEPS = {
     "call_reward": ("learning.reward.call", (0.45, 0.6)),
     "rate": ("learning.optimizer.rate", (5e-5,)),
 }
-RECALL_SWEEPS = {"call_reward": ("learning.reward.call", (0.3, 0.375, 0.45, 0.6, 0.75))}
+RECALL_CALL_REWARDS = {"recall_unnoticed": (0.3, 0.375, 0.45, 0.6, 0.75)}  # others: 0.3, 0.6
 # What differs from the common Countdown experiment.
 REGIMES = {
     "common": {},
@@ -53,8 +53,9 @@ def get_config(size: str = "full") -> ConfigDict:
         own = _load("recall_cpu.py").get_config(size).learning
         study.base.learning.reward.call = own.reward.call
         study.base.learning.optimizer.rate = own.optimizer.rate
-        if name == "recall_unnoticed":
-            study.sweeps = _sweeps(RECALL_SWEEPS, seeds=len(study.seeds))
+        at = RECALL_CALL_REWARDS.get(name, (0.3, 0.6))
+        sweeps = {"call_reward": ("learning.reward.call", at)}
+        study.sweeps = _sweeps(sweeps, seeds=len(study.seeds))
         config.regimes[name] = study
     config.regimes.common.sweeps = _sweeps(SWEEPS)
     config.regimes.arithmetic.sweeps = _sweeps(ARITHMETIC_SWEEPS)
