@@ -56,6 +56,8 @@ def get_config(size: str = "full") -> ConfigDict:
         at = RECALL_CALL_REWARDS.get(name, (0.3, 0.6))
         sweeps = {"call_reward": ("learning.reward.call", at)}
         study.sweeps = _sweeps(sweeps, seeds=len(study.seeds))
+        if name == "recall_unnoticed":
+            study.sweeps.update(_sweeps({"group": SWEEPS["group"]}))
         config.regimes[name] = study
     config.regimes.common.sweeps = _sweeps(SWEEPS)
     config.regimes.arithmetic.sweeps = _sweeps(ARITHMETIC_SWEEPS)
