@@ -1,4 +1,4 @@
-"""Countdown with a device LLM of 0.6 M parameters: the whole method on a CPU in ten minutes.
+"""Countdown with a device LLM of 0.6 M parameters: the whole method on a CPU in ten minutes or so.
 
 `configs/countdown_cpu.py:smoke` does every step of it, much smaller, as a health check.
 """
