@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from offload_jax.tasks import make_task
 from offload_jax.training import experiment, start, study
 from offload_jax.training.rehearsal import write_rehearsal
-from offload_jax.training.start import lessons
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = ("countdown_qwen25_3b", "math_llama32_1b", "math_qwen25_15b", "math_llama32_3b")
@@ -74,7 +73,7 @@ def test_recall_has_a_token_for_every_fact(form):
     task = make_task(settings.pop("name"), "unused", **settings)
     size = task.vocabulary.tokenizer.get_vocab_size()
     assert size <= found.device.vocabulary < size + 130
-    assert len(lessons(task)) == settings["train"] + settings["validation"] + settings["test"]
+    assert len(start.lessons(task)) == settings["train"] + settings["validation"] + settings["test"]
     with pytest.raises(ValueError, match="takes full or smoke, not 'huge'"):
         runpy.run_path(str(CONFIGS / "recall_cpu.py"))["get_config"]("huge")
 

@@ -371,16 +371,14 @@ def _draw_sweeps(name: str, study: Study, path: Path) -> None:
             continue
         measured = {
             label(method): [
-                [
-                    100
-                    * capped(
-                        each.results(policies[method], "validation"), cap, each.seed
-                    ).correct.mean()
-                    for each in few
-                ]
-                for policies in at
+                [100 * _overall(each, policies[method], cap) for each in few] for policies in at
             ]
             for method in ordered(settings.methods)
         }
         setting, what = settings.setting, "overall accuracy at the cap, % of validation prompts"
         figures.sweep(settings.at, measured, setting, what, path / f"{name}.{sweep}.png")
+
+
+def _overall(seed: Seed, policy: str, cap: float) -> float:
+    """A policy's overall accuracy at the cap, on validation prompts."""
+    return float(capped(seed.results(policy, "validation"), cap, seed.seed).correct.mean())
