@@ -1,5 +1,6 @@
 """Reading the command line: a mistake in a config is one sentence."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
             # The config's own errors are wrapped in one another and laid out over several lines.
             while error.args and isinstance(error.args[0], Exception):
                 error = error.args[0]
-            said = _missing(error, argv) if isinstance(error, KeyError) else f"--config: {error}"
+            said = _missing(error, argv) if isinstance(error, KeyError) else _unread(str(error))
             print(f"Error: {' '.join(said.split())}", file=sys.stderr)
             sys.exit(2)
 
@@ -40,6 +41,12 @@ def _missing(error: KeyError, argv: list[str]) -> str:
         if name.startswith("config.") and key in name.split("."):
             return f"--{name} is not in the config.{hint}"
     return f"--config: {text}"
+
+
+def _unread(text: str) -> str:
+    """Why the config could not be read; ml_collections tells of all the places it looked in."""
+    absent = re.search(r"No such file or directory: (.*)", text)
+    return f"--config: there is no file {absent[1]}." if absent else f"--config: {text}"
 
 
 def _sentence(text: str) -> str:

@@ -12,17 +12,17 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import rich.console
 import rich.progress
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from offload_jax.evaluation.jsonl import encode, read_lines, write_lines
 from offload_jax.processes import is_main
+
+if TYPE_CHECKING:
+    from offload_jax.training.tensorboard import Board
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ class RunLog:
     def __init__(self, workdir: str | os.PathLike):
         self._workdir = Path(workdir)
         self._path = self._workdir / "metrics.jsonl"
-        self._boards: dict[str, EventsWriter] = {}
+        self._boards: dict[str, Board] = {}
         self._workdir.mkdir(parents=True, exist_ok=True)
         if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
             # A killed run's half line would swallow the next row.
@@ -83,13 +83,9 @@ class RunLog:
         finite = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
         self._file.write(encode({"step": int(step), "stage": stage, **finite}))
         self._file.flush()
-        scalars = [
-            Summary.Value(tag=f"{stage}/{name}", simple_value=value)
-            for name, value in values.items()
-            if value is not None
-        ]
+        scalars = {f"{stage}/{name}": x for name, x in values.items() if x is not None}
         if scalars:
-            self._send(stage, Event(step=int(step), summary=Summary(value=scalars)))
+            self._board(stage).scalars(int(step), scalars)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets rows of `stage` later than `step`, as a resume from that step's checkpoint must.
@@ -104,8 +100,7 @@ class RunLog:
             write_lines(self._path, kept)
         self._file = self._path.open("a", encoding="utf-8")
         if any(self._board_folder(stage).glob("*tfevents*")):
-            restart = SessionLog(status=SessionLog.START)
-            self._send(stage, Event(step=step + 1, session_log=restart))
+            self._board(stage).restart(step + 1)
 
     def close(self) -> None:
         """Closes the files; the log cannot be written to any more."""
@@ -125,17 +120,12 @@ class RunLog:
         # stage's steps are counted on their own.
         return self._workdir / "tensorboard" / stage
 
-    def _send(self, stage: str, event: Event) -> None:
-        """Writes through to the disk; the usual SummaryWriter queues rows, which a kill loses."""
+    def _board(self, stage: str) -> "Board":
+        from offload_jax.training.tensorboard import Board  # see there
+
         if stage not in self._boards:
-            folder = self._board_folder(stage)
-            folder.mkdir(parents=True, exist_ok=True)
-            # Files are named by the second: a run resumed within it would overwrite the first's.
-            suffix = f".{os.getpid()}.{time.time_ns()}"
-            self._boards[stage] = EventsWriter(str(folder / "events"), suffix)
-        event.wall_time = time.time()
-        self._boards[stage].write_event(event)
-        self._boards[stage].flush()
+            self._boards[stage] = Board(self._board_folder(stage))
+        return self._boards[stage]
 
 
 class NoLog:

@@ -141,7 +141,7 @@ def test_it_runs_on_eight_devices_with_all_three_mesh_axes(flags, tmp_path):
         ("--config.sampling.prompt_tokens=7", "config.sampling.prompt_tokens"),
         ("--config.learning.reward.call=7.0", "answer >= call >= format"),
         ("stray", "stray"),
-        ("--config=configs/nope.py", "configs/nope.py"),
+        ("--config=configs/nope.py", "Error: --config: there is no file 'configs/nope.py'."),
         (
             "--config=configs/countdown_cpu.py:nope",
             "Error: --config=configs/countdown_cpu.py",
