@@ -1,7 +1,7 @@
 """Eight fake CPU devices for every test, so that meshes are real; set before jax is imported.
 
-Tests compile much and compute little: LLVM's optimisations, which take almost half of their time,
-are off.
+Tests compile much and compute little: LLVM's optimisations and XLA's newer code generator for
+fusions are off, each of which would take almost half of their time.
 """
 
 import atexit
@@ -13,7 +13,10 @@ import tempfile
 
 import pytest
 
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false"
+)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in what a shell starts in the background; children that tests interrupt inherit it.

@@ -49,7 +49,8 @@ def batch():
 def test_fresh_adapters_change_nothing_and_are_not_counted():
     params = init_params(CONFIG, jax.random.key(1))
     without = {name: x for name, x in params.items() if name != "adapters"}
-    np.testing.assert_array_equal(hidden(params, CONFIG), hidden(without, PLAIN))
+    # Two programs, which may round differently.
+    np.testing.assert_allclose(hidden(params, CONFIG), hidden(without, PLAIN), atol=2e-6)
     assert count_params(CONFIG) == count_params(PLAIN)
 
 

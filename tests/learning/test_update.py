@@ -269,11 +269,10 @@ def test_repeated_updates_keep_the_old_logprobs_and_count_as_one_step(params):
         state = start(params, ALONE)
         for _ in range(3):
             state, last = update(state, batch, **options)
-    assert_close(at_once.params, state.params)
+    assert_close(at_once.params, state.params, atol=1e-4)  # AdamW magnifies what rounding does
     assert (int(at_once.step), int(state.step)) == (1, 3)
-    assert (
-        stats["logprob_gap"] < 1e-5
-    )  # of the first: the sampler's mismatch, not the policy's move
+    # Of the first: the sampler's mismatch, not the policy's move.
+    assert stats["logprob_gap"] < 1e-5
     np.testing.assert_allclose(stats["clipped"], last["clipped"], atol=1e-6)
     assert last["clipped"] > 0
 
