@@ -47,8 +47,8 @@ def get_config(size: str = "full") -> ConfigDict:
             "prompt_tokens": 12,
             "response_tokens": 128,
             "temperature": 1.0,
-            "cache_tokens": 32,
-            "shrink": 0.5,
+            "cache_tokens": 128,
+            "shrink": 0.25,
         }
     )
     config.start = ConfigDict(
