@@ -154,11 +154,11 @@ def _keep_finalists(config: ConfigDict) -> None:
 def _shrink(config: ConfigDict) -> None:
     """Two seeds, two steps, two values: every part but the sweep of G, which compiles most.
 
-    One decoding loop of one stretch, too: with so few steps compilation is all that takes time.
+    One decoding loop, too: with so few steps compilation is all that takes time.
     """
     config.seeds = (0, 1)
     config.samples = 2
-    config.base.sampling.update({"shrink": 1.0, "cache_tokens": 128})
+    config.base.sampling.shrink = 1.0
     config.base.learning.steps = 2
     config.base.start.update({"steps": 20, "late_steps": 10})
     for router in config.routers.values():

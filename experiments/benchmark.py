@@ -1,6 +1,7 @@
 """Measures speed: `python -m experiments.benchmark [--config=configs/benchmark.py] [--quick]`.
 
-`--config` takes a workload (configs/benchmark.py) or any experiment's config. One JSON line per row
+`--config` takes a workload (configs/benchmark.py) or the config of an experiment that has the
+model's shape. One JSON line per row
 goes to stdout as it is measured, with `--jsonl=FILE` into that file instead; then comes the table.
 """
 
@@ -15,9 +16,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments.flags import parser
+from offload_jax.aot import NO_CHECKPOINT
 from offload_jax.benchmark import Row, Workload, benchmark, check_shards
 from offload_jax.device.params import param_shardings
-from offload_jax.settings import parse
+from offload_jax.settings import parse, require
 from offload_jax.sharding import make_mesh, prepare_devices, prompt_shards
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -63,6 +65,9 @@ def workload_of(config, quick: bool) -> Workload:
         sections["batch"] = config.learning.batch
     else:
         sections = dict(config.items())
+    for name in ("device", "sampling", "batch"):
+        require(name in sections, f"config.{name} is missing: --config is no workload.")
+    require(sections["device"].get("pretrained") is None, NO_CHECKPOINT)
     if quick:
         batch, sampling = sections["batch"], sections["sampling"]
         sections["device"].layers = min(sections["device"].layers, 2)

@@ -6,6 +6,7 @@ three counts. torch: Hugging Face `generate`, and an update that repeats the pro
 response, at micro-batches of 8 rows. Tunix: its own sampler.
 """
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -20,7 +21,18 @@ WHICH = flags.DEFINE_enum("which", "torch", ["torch", "tunix"], "Whose code is m
 ROWS = 8  # of a micro-batch of torch's update
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
+    """Measures; a mistake, or a codebase that is not installed, is one sentence, status 2."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}")
+        _measure()
+    except (ImportError, ValueError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _measure() -> None:
     """Prints one line per measurement."""
     workload = workload_of(CONFIG.value, QUICK.value)
     sampling = workload.sampling

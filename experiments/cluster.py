@@ -2,19 +2,24 @@ r"""Starts `experiments.launch` on machines that somebody else manages: Cloud TP
 
     python -m experiments.cluster --engine=tpu_vm --name=math --zone=us-west4-a \
         --machine=v5litepod-64 --share=10.0.0.2:/runs --dry_run -- \
-        --config=configs/math_llama32_3b.py --workdir=/mnt/runs/math
+        --config=configs/math_llama32_3b.py --workdir=/mnt/runs/math \
+        --config.device.pretrained=/mnt/runs/Llama-3.2-3B-Instruct \
+        --config.task.files=/mnt/runs/data/math
 
 What follows `--` goes to the launcher. With `--dry_run` the commands, or the batch script, are
-printed and nothing is run. The workdir must be a folder that all machines share.
+printed and nothing is run. Workdir, checkpoint and data must be in folders that all machines share.
 """
 
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 from absl import app, flags
+from ml_collections import config_flags
 
-from offload_jax.settings import require
+from experiments.flags import MISTAKES, sentence
+from offload_jax.settings import check_program, require
 
 ENGINE = flags.DEFINE_enum(
     "engine",
@@ -45,6 +50,39 @@ RUNTIMES = {
 SOURCE = "offload_jax.tar.gz"
 
 Command = list[str]
+
+
+def check_settings(arguments: Command) -> None:
+    """Raises ValueError at settings with which the launcher could not begin on a cluster.
+
+    A checkpoint and data that only the cluster has cannot be looked at from here.
+    """
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    for name in ("workdir", "processes"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    try:
+        rest = values(["launch", *arguments])
+        given = config.value.to_dict()
+    except MISTAKES as error:
+        raise ValueError(f"After --: {sentence(error, arguments)}") from None
+    require(len(rest) == 1, f"After --: unexpected argument {rest[-1]!r}.")
+    check_program(given, "experiments.launch")
+    pretrained = given["device"].get("pretrained")
+    require(
+        pretrained is not None or ("layers" in given["device"] and given["task"]["name"] != "math"),
+        "After --: --config.device.pretrained=… is missing, a folder that all machines see.",
+    )
+    for name, path in {
+        "workdir": values.workdir,
+        "config.device.pretrained": pretrained,
+        "config.task.files": given["task"].get("files"),
+    }.items():
+        require(
+            path is None or Path(path).is_absolute(),
+            f"After --: --{name}={path} must be an absolute path to a folder that all machines"
+            " share.",
+        )
 
 
 def launch(arguments: Command) -> str:
@@ -82,7 +120,10 @@ def tpu_vm(
     )
     install = (
         f"{mount}mkdir -p offload_jax && tar xzf {SOURCE} -C offload_jax && cd offload_jax"
-        " && python3 -m venv ~/venv && ~/venv/bin/pip install -q -e '.[llm,cloud]' 'jax[tpu]'"
+        # uv, because the machines' own Python may be older than what this project needs.
+        " && python3 -m pip install -q --user uv"
+        " && ~/.local/bin/uv venv -q --python '>=3.11' ~/venv"
+        " && ~/.local/bin/uv pip install -q --python ~/venv -e '.[llm,math,cloud]' 'jax[tpu]'"
     )
     run = (
         f"cd offload_jax && source ~/venv/bin/activate && nohup {launch(arguments)}"
@@ -144,6 +185,7 @@ def main(argv: Command) -> None:
         given = " ".join(arguments)
         for flag in ("--config=", "--workdir="):
             require(flag in given, f"After -- the launcher's {flag}… is missing.")
+        check_settings(arguments)
         if ENGINE.value == "slurm":
             script = slurm(arguments, NAME.value, NODES.value, HOURS.value, OPTIONS.value)
             if DRY_RUN.value:

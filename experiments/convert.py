@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
         params, config, vocabulary = read_policy(FROM.value)
         save_huggingface(TO.value, params, config, vocabulary, DTYPE.value)
         print(f"{TO.value}: {count_params(config):,} parameters in {DTYPE.value}")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -24,6 +24,9 @@ def told() -> Iterator[None]:
     except (ValueError, RunError, CloudError, PeerError) as error:
         print(f"Error: {error}", file=sys.stderr)
         processes.leave(2 if isinstance(error, ValueError) else 1)
+    except OSError as error:  # a full disk, a folder that is gone
+        print(f"Error: {error}", file=sys.stderr)
+        processes.leave(1)
     except PreemptedError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)

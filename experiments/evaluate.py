@@ -11,8 +11,8 @@ import rich.console
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.endings import told
 from experiments.flags import parser, with_config
-from offload_jax.cloud.protocol import CloudError
 from offload_jax.training.out_of_domain import evaluate_tasks
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -27,14 +27,11 @@ def main(argv: list[str]) -> None:
     """Evaluates what is missing; a mistake is one sentence on stderr, status 2."""
     logging.set_verbosity(logging.ERROR)
     console = rich.console.Console()
-    try:
+    with told():
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         config = CONFIG.value.to_dict()
         evaluate_tasks(config, CHECKPOINT.value, TASKS.value, WORKDIR.value, console)
-    except (ValueError, CloudError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
 
 
 if __name__ == "__main__":

@@ -17,19 +17,29 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
             values = config.value  # where the file could not be read, this is what tells
             if values is not None:
                 values.lock()
+            if "workdir" in flags.FLAGS and flags.FLAGS["workdir"].value == "":
+                raise flags.ValidationError("--workdir is empty; name a folder.")
             return rest
-        except flags.Error as error:
-            print(f"Error: {_sentence(str(error))}", file=sys.stderr)
-            sys.exit(2)
-        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-            # The config's own errors are wrapped in one another and laid out over several lines.
-            while error.args and isinstance(error.args[0], Exception):
-                error = error.args[0]
-            said = _missing(error, argv) if isinstance(error, KeyError) else _unread(str(error))
-            print(f"Error: {' '.join(said.split())}", file=sys.stderr)
+        except MISTAKES as error:
+            print(f"Error: {sentence(error, argv)}", file=sys.stderr)
             sys.exit(2)
 
     return parse_flags
+
+
+# What reading flags and a config raises.
+MISTAKES = (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError)
+
+
+def sentence(error: Exception, argv: list[str]) -> str:
+    """One of `MISTAKES` in a sentence."""
+    if isinstance(error, flags.Error):
+        return _of_flag(str(error))
+    # The config's own errors are wrapped in one another and laid out over several lines.
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    said = _missing(error, argv) if isinstance(error, KeyError) else _unread(str(error))
+    return " ".join(said.split())
 
 
 def _missing(error: KeyError, argv: list[str]) -> str:
@@ -49,7 +59,7 @@ def _unread(text: str) -> str:
     return f"--config: there is no file {absent[1]}." if absent else f"--config: {text}"
 
 
-def _sentence(text: str) -> str:
+def _of_flag(text: str) -> str:
     """A flag's mistake; of a config that raised one, its sentence without the traceback."""
     flag, traceback, rest = text.partition(" Error whilst parsing config file:")
     if not traceback:

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"unexpected argument {argv[1]!r}")
         write_rehearsal(TO.value)
         print(f"{TO.value}: checkpoints with random weights, and sums in MATH's form")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
 

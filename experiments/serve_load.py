@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from offload_jax.settings import require
 from offload_jax.tasks.countdown import solver
 from offload_jax.tasks.countdown.task import make_prompt
 from offload_jax.tasks.countdown.verifier import verify
@@ -123,11 +124,15 @@ async def _ask(api: Any, model: str, prompt: Prompt, extra: dict[str, Any]) -> A
 
 
 async def watch(load: Load) -> None:
-    """The server's memory, once a second."""
-    while PID.value is not None:
-        status = Path(f"/proc/{PID.value}/status").read_text()
+    """The server's memory, once a second, as long as it lives."""
+    while PID.value is not None and _status(PID.value).is_file():
+        status = _status(PID.value).read_text()
         load.memory.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
         await asyncio.sleep(1.0)
+
+
+def _status(pid: int) -> Path:
+    return Path(f"/proc/{pid}/status")
 
 
 async def run() -> bool:
@@ -137,7 +142,13 @@ async def run() -> bool:
     api = openai.AsyncOpenAI(
         base_url=f"{URL.value}/v1", api_key="none", max_retries=0, timeout=300.0
     )
-    model = (await api.models.list()).data[0].id
+    try:
+        models = (await api.models.list()).data
+    except openai.APIError as error:
+        raise ValueError(f"--url={URL.value}: {error}") from None
+    require(len(models) > 0, f"--url={URL.value} serves no model.")
+    require(PID.value is None or _status(PID.value).is_file(), f"--pid={PID.value} is no process.")
+    model = models[0].id
     load, asked = Load(), questions(random.Random(SEED.value))
     watching = asyncio.create_task(watch(load))
     began = time.monotonic()
@@ -185,10 +196,14 @@ def report(load: Load, took: float, changed: int) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Loads the server; a mistake is one sentence on stderr, status 2."""
     logging.set_verbosity(logging.ERROR)
-    if len(argv) > 1:
-        print(f"Error: unexpected argument {argv[1]!r}", file=sys.stderr)
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}")
+        in_order = asyncio.run(run())
+    except (ImportError, OSError, ValueError) as error:
+        print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-    sys.exit(0 if asyncio.run(run()) else 1)
+    sys.exit(0 if in_order else 1)
 
 
 if __name__ == "__main__":

@@ -78,11 +78,11 @@ def workload_of(config) -> Workload:
     """The sections of an experiment's config that are compiled; the others are not read."""
     config = config.copy_and_resolve_references()
     names = [name for name in ("device", "sampling", "learning", "mesh") if name in config]
-    require(config.get("device", {}).get("pretrained") is None, _NO_CHECKPOINT)
+    require(config.get("device", {}).get("pretrained") is None, NO_CHECKPOINT)
     return parse(Workload, {name: config[name] for name in names})
 
 
-_NO_CHECKPOINT = (
+NO_CHECKPOINT = (
     "config.device.pretrained is set; give the model's shape in config.device instead, so that no"
     " checkpoint is needed."
 )

@@ -31,6 +31,7 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
         ValueError: an unknown or missing key, or a value of the wrong type; the message names the
             key's path and the nearest valid name.
     """
+    _require_section(values, path)
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
@@ -55,7 +56,7 @@ def _of_kind(kinds: Sequence[type], value: Any, path: str) -> type:
 
     Without one it is the first.
     """
-    require(isinstance(value, Mapping) or hasattr(value, "keys"), f"{path} must be a section.")
+    _require_section(value, path)
     known = {}
     for cls in kinds:
         key = next(key for key in ("kind", "name") if key in cls.__dataclass_fields__)
@@ -71,6 +72,18 @@ def _of_kind(kinds: Sequence[type], value: Any, path: str) -> type:
     return known[found]
 
 
+def _require_section(values: Any, path: str) -> None:
+    require(isinstance(values, Mapping) or hasattr(values, "keys"), f"{path} must be a section.")
+
+
+def check_program(config: Mapping[str, Any], program: str) -> None:
+    """Raises ValueError if a config is of another kind than `program` takes, and says who does."""
+    kinds = {"regimes": "experiments.regimes", "base": "experiments.table"}
+    kinds |= {"task": "experiments.launch"}
+    takes = next((other for section, other in kinds.items() if section in config), program)
+    require(takes == program, f"--config is for {takes}, not for {program}.")
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The end of a sentence on a misspelt name: `; did you mean 'x'?`, or a full stop."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
@@ -79,7 +92,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        require(isinstance(value, Mapping) or hasattr(value, "keys"), f"{path} must be a section.")
         return parse(kind, value, path)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:

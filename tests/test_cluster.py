@@ -10,9 +10,10 @@ import pytest
 from experiments import cluster
 
 ROOT = Path(__file__).parents[1]
-ARGUMENTS = ["--config=configs/x.py:smoke", "--workdir=/mnt/runs/a b", "--config.seed=1"]
+CONFIG = "--config=configs/countdown_cpu.py:smoke"
+ARGUMENTS = [CONFIG, "--workdir=/mnt/runs/a b", "--config.seed=1"]
 LAUNCH = (
-    "python -m experiments.launch --processes=auto --config=configs/x.py:smoke"
+    f"python -m experiments.launch --processes=auto {CONFIG}"
     " '--workdir=/mnt/runs/a b' --config.seed=1"
 )
 
@@ -76,6 +77,22 @@ def test_slurm_runs_one_process_per_node_and_requeues_what_was_stopped(tmp_path)
         (["--engine=tpu_vm", "--", *ARGUMENTS], "--engine=tpu_vm needs --zone."),
         (["--engine=slurm", "--", "--config=x"], "--workdir=… is missing"),
         (["--engine=gke", "--zone=z", "--machine=v6e-8", "--", *ARGUMENTS], "needs --cluster."),
+        (
+            ["--engine=slurm", "--", "--config=configs/math_llama32_3b.py", "--workdir=/r/x"],
+            "--config.device.pretrained=… is missing",
+        ),
+        (
+            ["--engine=slurm", "--", *ARGUMENTS, "--config.sede=2"],
+            '--config.sede is not in the config. Did you mean "seed"',
+        ),
+        (
+            ["--engine=slurm", "--", *ARGUMENTS, "--workdir=runs/x"],
+            "--workdir=runs/x must be an absolute path",
+        ),
+        (
+            ["--engine=slurm", "--", "--config=configs/regimes_cpu.py", "--workdir=/r/x"],
+            "--config is for experiments.regimes, not for experiments.launch.",
+        ),
     ],
 )
 def test_what_is_missing_is_told(flags, message):

@@ -4,7 +4,7 @@ from typing import Literal
 import pytest
 from ml_collections import ConfigDict
 
-from offload_jax.settings import nearest, parse, require
+from offload_jax.settings import check_program, nearest, parse, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +80,16 @@ def test_a_missing_section_is_named_with_the_path_it_was_looked_for_under():
 def test_the_nearest_name_is_the_nearest_and_far_ones_are_not_offered():
     assert nearest("stesp", ["batch", "steps", "seeds"]) == "; did you mean 'steps'?"
     assert nearest("qqq", ["batch", "steps"]) == "."
+
+
+@pytest.mark.parametrize("value", [3, None, "x", (1,)])
+def test_what_is_no_section_is_refused(value):
+    with pytest.raises(ValueError, match=r"^config\.outer must be a section\.$"):
+        parse(Outer, value, "config.outer")
+
+
+def test_a_config_of_another_program_says_whose_it_is():
+    check_program({"base": {}, "methods": {}}, "experiments.table")
+    check_program({"sede": 3}, "experiments.launch")  # nobody's: others tell what is wrong
+    with pytest.raises(ValueError, match=r"is for experiments\.launch, not for experiments\.table"):
+        check_program({"task": {}, "seed": 1}, "experiments.table")

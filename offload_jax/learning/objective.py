@@ -8,6 +8,8 @@ Every row of the paper is a choice of the three:
 | GAPG without filter | gapg | alpha_c | False |
 | Collaboration-Aware Tuning | dr_grpo (v1: grpo) | alpha_c | False |
 | Task-Tuning Only (also under Naive Offloading and Router) | grpo | 0 | False |
+
+Not in the paper's tables: sft, supervised fine-tuning on the best of a group's own responses.
 """
 
 import dataclasses
@@ -20,9 +22,9 @@ from jaxtyping import Array, Float, Int, Key
 from offload_jax.judging import Judgement
 from offload_jax.learning.gapg import group_advantages
 from offload_jax.learning.grpo import dr_grpo_advantages, grpo_advantages
-from offload_jax.learning.imitation import best_of_group
 from offload_jax.learning.prompt_filter import FilterConfig, Kept, filter_prompts
 from offload_jax.learning.reward import RewardConfig, hierarchical_reward
+from offload_jax.learning.sft import best_of_group
 from offload_jax.settings import require
 
 

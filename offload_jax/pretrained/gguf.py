@@ -46,7 +46,7 @@ _PATTERNS = {
     "llama-bpe": _LETTERS + r"|\p{N}{1,3}" + _REST,
     "qwen2": _LETTERS + r"|\p{N}" + _REST,
 }
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types
+_CONTROL, _USER_DEFINED = 3, 4  # token types
 
 
 class GgufFile:

@@ -346,6 +346,9 @@ def check_new(folder: str | Path) -> None:
         not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
         f"{folder} is not empty; a checkpoint is written to a new folder only.",
     )
+    there = next(parent for parent in folder.resolve().parents if parent.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK)
+    require(writable, f"{folder} cannot be written: {there} is not a folder that you may write to.")
 
 
 def _their_config(config: DeviceConfig, vocabulary: Vocabulary, dtype: str) -> dict[str, Any]:

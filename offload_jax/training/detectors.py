@@ -25,8 +25,8 @@ def check_finite(step: int, metrics: Mapping[str, float | None], setting: str = 
     if broken:
         named = ", ".join(f"{name} is {value}" for name, value in broken.items())
         raise RunError(
-            f"step {step}: {named}; the update has diverged: lower {setting} and run again "
-            f"from the last checkpoint"
+            f"step {step}: {named}; the update has diverged: lower {setting} and give a "
+            f"new --workdir"
         )
 
 

@@ -14,7 +14,7 @@ from offload_jax.learning.prompt_filter import FilterConfig
 from offload_jax.learning.reward import RewardConfig
 from offload_jax.pretrained.checkpoint import Pretrained
 from offload_jax.sampling.rollout import SamplingConfig
-from offload_jax.settings import parse, require
+from offload_jax.settings import check_program, parse, require
 from offload_jax.sharding import MeshConfig
 from offload_jax.tasks.arithmetic.problems import ProblemConfig
 from offload_jax.tasks.arithmetic.task import ExampleConfig
@@ -253,6 +253,7 @@ def from_config(config: Mapping[str, Any]) -> Experiment:
             is missing or not implemented.
     """
     config = dict(config.to_dict() if hasattr(config, "to_dict") else config)
+    check_program(config, "experiments.launch")
     device = config.get("device")
     if isinstance(device, Mapping) and device.get("pretrained") is not None:
         path = device["pretrained"]

@@ -72,7 +72,7 @@ class RunLog:
 
         Args:
             step: steps of this stage done so far.
-            stage: part of the run, e.g. "supervised" or "gapg"; a plain file name.
+            stage: part of the run, e.g. "start" or "gapg"; a plain file name.
             metrics: scalars by name; None is a metric that has no meaning at this step.
 
         Raises ValueError at a metric that is not a scalar, or named "step" or "stage".

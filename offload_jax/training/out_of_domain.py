@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,10 @@ def _records(
     prompts = sampler.task.prompts("test")[: settings.limit]
     known = {record.prompt_id for record in records}
     left = [prompt for prompt in prompts if prompt.id not in known]
-    cloud = make_cloud(settings.cloud, sampler.task, workdir, sampler.mesh)
-    with rich.progress.Progress(*_COLUMNS, console=console) as progress:
+    with (
+        closing(make_cloud(settings.cloud, sampler.task, workdir, sampler.mesh)) as cloud,
+        rich.progress.Progress(*_COLUMNS, console=console) as progress,
+    ):
         bar = progress.add_task(name, total=len(prompts), completed=len(records))
         for first in range(0, len(left), settings.batch):
             records += evaluate(

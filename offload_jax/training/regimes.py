@@ -22,7 +22,7 @@ from offload_jax.evaluation.metrics import Estimate, capped, randomly_offloaded
 from offload_jax.evaluation.records import Columns, without_calls
 from offload_jax.evaluation.seeds import pooled_difference
 from offload_jax.learning.prompt_filter import d2_caps
-from offload_jax.settings import nearest, require
+from offload_jax.settings import check_program, nearest, require
 from offload_jax.training import study as studies
 from offload_jax.training.experiment import Experiment
 from offload_jax.training.logging import read_metrics
@@ -83,6 +83,7 @@ def from_config(config: Mapping[str, Any]) -> dict[str, Study]:
         ValueError: a mistake, named by its path.
     """
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    check_program(config, "experiments.regimes")
     require(set(config) == {"regimes"}, "The config of a map has one section, regimes.")
     regimes = config["regimes"]
     require(isinstance(regimes, Mapping) and len(regimes) > 0, "config.regimes must have regimes.")
@@ -108,12 +109,21 @@ def compute(
     """Trains and evaluates what is missing of every regime, or of those in `only`.
 
     Raises:
-        ValueError: a name of `only` is unknown, or settings do not fit.
+        ValueError: a name of `only` is unknown, or settings do not fit; nothing is computed then.
         RunError: a loss or gradient is not finite.
     """
     for name in only or ():
         require(name in regimes, f"--only: {name!r} is no regime{nearest(name, tuple(regimes))}")
-    for name in only or regimes:
+    names = list(only or regimes)
+    for name in names:
+        require(
+            regimes[name].base.mesh == regimes[names[0]].base.mesh,
+            f"config.regimes.{name}.base.mesh is not that of {names[0]}, but one process has one"
+            " mesh: train them one by one with --only.",
+        )
+    for name in names:
+        studies.prepare(regimes[name], Path(path) / name)
+    for name in names:
         console.print(f"Regime {name}")
         studies.compute(regimes[name], Path(path) / name, console)
 

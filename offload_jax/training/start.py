@@ -4,7 +4,9 @@ Either learns the form of responses from examples that the task generates, so th
 solves, sometimes errs, sometimes calls.
 """
 
+import dataclasses
 import random
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -15,22 +17,25 @@ from offload_jax.device.params import Params, fourier_features, init_params
 from offload_jax.learning.optimizer import make_optimizer
 from offload_jax.learning.update import WeightedResponses, init_state, update
 from offload_jax.pretrained.checkpoint import Pretrained
-from offload_jax.processes import fetch
+from offload_jax.processes import fetch, is_main
 from offload_jax.sampling.sampler import Sampler
 from offload_jax.settings import require
 from offload_jax.sharding import place
 from offload_jax.tasks.countdown.tokenizer import number_tokens
+from offload_jax.tasks.countdown.traces import TraceConfig
+from offload_jax.tasks.math.config import SolutionConfig
 from offload_jax.tasks.task import Prompt, Task
 from offload_jax.training.data import training_batches
 from offload_jax.training.experiment import Experiment
 from offload_jax.training.loop import Stage
+from offload_jax.vocabulary import Vocabulary
 
 
 def start_stage(experiment: Experiment, sampler: Sampler) -> Stage:
     """Supervised learning: maximise the mean log-probability of the traces' tokens."""
     settings = experiment.start
     optimizer = make_optimizer(settings.optimizer, settings.steps)
-    taught = lessons(sampler.task)
+    taught = fitting(experiment, lessons(sampler.task), sampler.task)
     batches = training_batches(taught, settings.batch.prompts, experiment.seed, "start")
 
     def step(state, step):
@@ -61,6 +66,34 @@ def lessons(task: Task) -> Sequence[Prompt]:
     return getattr(task, "lessons", None) or task.prompts("train")
 
 
+def fitting(experiment: Experiment, prompts: Sequence[Prompt], task: Task) -> Sequence[Prompt]:
+    """The lessons whose example is no longer than a response may be.
+
+    Examples that a task generates must all be so; published solutions are as long as they are, and
+    how many are left out is told on stderr.
+
+    Raises:
+        ValueError: a generated example is too long, or too few solutions are left.
+    """
+    settings, room = experiment.start, experiment.sampling.response_tokens
+    if settings.steps == 0 or isinstance(settings.traces, TraceConfig):
+        return prompts  # no example is needed, or max_tokens bounds them
+    whole = dataclasses.replace(settings.traces, solve=1.0)  # half of a solution is shorter
+    texts = task.examples(prompts, random.Random(experiment.seed), whole)
+    lengths = [len(row) for row in _encoded(texts, task.vocabulary)]
+    kept = [prompt for prompt, n in zip(prompts, lengths, strict=True) if n <= room]
+    published = isinstance(settings.traces, SolutionConfig)
+    require(
+        len(kept) == len(prompts) or (published and len(kept) >= settings.batch.prompts),
+        f"config.sampling.response_tokens is {room}; {len(prompts) - len(kept):,} of"
+        f" {len(prompts):,} examples of the start are longer, the longest has {max(lengths)}.",
+    )
+    if len(kept) < len(prompts) and is_main():
+        left_out = f"{len(prompts) - len(kept):,} of {len(prompts):,} solutions"
+        print(f"start: {left_out} are longer than {room} tokens and left out", file=sys.stderr)
+    return kept
+
+
 def init_start(experiment: Experiment, sampler: Sampler, mesh: Mesh):
     """Step 0: the checkpoint's weights, or random ones with numbers embedded by their values."""
     # Steps fold in their number, evaluation 2**32 - 1.
@@ -87,9 +120,7 @@ def trace_batch(experiment: Experiment, sampler: Sampler, prompts, step: int) ->
     late = step >= experiment.start.steps - experiment.start.late_steps
     traces = experiment.start.late_traces if late else experiment.start.traces
     texts = sampler.task.examples(prompts, rng, traces)
-    pad, stop = sampler.vocabulary.pad, sampler.vocabulary.stops[0]
-    encoded = sampler.tokenizer.encode_batch(texts, add_special_tokens=False)
-    rows = [[*encoding.ids, stop] for encoding in encoded]
+    pad, rows = sampler.vocabulary.pad, _encoded(texts, sampler.vocabulary)
     longest, room = max(map(len, rows)), experiment.sampling.response_tokens
     require(
         longest <= room,
@@ -102,3 +133,9 @@ def trace_batch(experiment: Experiment, sampler: Sampler, prompts, step: int) ->
     weights = np.full(lengths.shape, 1 / lengths.sum(), np.float32)
     tokens, lengths, weights = place(sampler.mesh, (tokens, lengths, weights), "prompts")
     return WeightedResponses(sampler.encode(prompts), tokens, lengths, weights)
+
+
+def _encoded(texts: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
+    """Training texts as ids, each with the token that ends a response."""
+    encoded = vocabulary.tokenizer.encode_batch(texts, add_special_tokens=False)
+    return [[*encoding.ids, vocabulary.stops[0]] for encoding in encoded]

@@ -33,7 +33,7 @@ from offload_jax.routing.router import (
     train_router,
 )
 from offload_jax.sampling.text import encode_prompts
-from offload_jax.settings import nearest, parse, require
+from offload_jax.settings import check_program, nearest, parse, require
 from offload_jax.sharding import make_mesh, prepare_devices, prompt_shards
 from offload_jax.tasks.task import Prompt
 from offload_jax.training.experiment import Experiment, check_devices, size
@@ -181,7 +181,9 @@ def from_config(config: Mapping[str, Any]) -> Study:
 
 def _sections(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as plain dicts, complete and of the right types on its first level."""
+    require(isinstance(config, Mapping) or hasattr(config, "keys"), "The study must be a section.")
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    check_program(config, "experiments.table")
     known = ("base", "seeds", "methods", "routed", "routers", "samples", "sweeps")
     for key in config:
         require(key in known, f"config.{key} is not a setting{nearest(key, known)}")
@@ -286,16 +288,11 @@ def compute(study: Study, path: str | Path, console: rich.console.Console) -> No
         ValueError: settings, devices or workdir do not fit; nothing is computed then.
         RunError: a loss or gradient is not finite.
     """
-    base = study.base
-    prepare_devices(base.mesh)
-    mesh = make_mesh(base.mesh)
-    for experiment in (*study.methods.values(), *study.variants.values()):
-        check_devices(experiment, prompt_shards(mesh))
-    path = Path(path).resolve()
+    workdirs = prepare(study, path)
+    base, mesh, path = study.base, make_mesh(study.base.mesh), Path(path).resolve()
     keep_programs(path / "cache")
-    for seed in study.seeds:
+    for seed, workdir in workdirs.items():
         began = time.perf_counter()
-        workdir = open_workdir(path / f"seed{seed}", _seeded(base, seed), without=("learning",))
         with (
             jax.set_mesh(mesh),
             RunLog(workdir.path) as log,
@@ -305,6 +302,22 @@ def compute(study: Study, path: str | Path, console: rich.console.Console) -> No
             _compute_seed(study, job, console)
         minutes = (time.perf_counter() - began) / 60
         console.print(f"Seed {seed}: everything is there ({minutes:.1f} minutes).")
+
+
+def prepare(study: Study, path: str | Path) -> dict[int, Workdir]:
+    """The workdirs of all seeds, opened before anything is computed in one of them.
+
+    Raises ValueError if settings, devices or a workdir do not fit.
+    """
+    prepare_devices(study.base.mesh)
+    shards = prompt_shards(make_mesh(study.base.mesh))
+    for experiment in (*study.methods.values(), *study.variants.values()):
+        check_devices(experiment, shards)
+    folders = {seed: Path(path).resolve() / f"seed{seed}" for seed in study.seeds}
+    return {
+        seed: open_workdir(folder, _seeded(study.base, seed), without=("learning",))
+        for seed, folder in folders.items()
+    }
 
 
 def claim_policies(path: Path, study: Study) -> None:

@@ -68,7 +68,7 @@ def test_grpo_divides_by_standard_deviation_and_own_length():
     assert not np.any(weights[2:])
 
 
-def test_imitation_averages_over_the_tokens_of_the_best_responses():
+def test_sft_averages_over_the_tokens_of_the_best_responses():
     judged = judgement(
         [[1, 0, 1], [0, 0, 0], [0, 0, 0]], [[0, 1, 0], [1, 1, 0], [0, 0, 0]], [1, 1, 0]
     )

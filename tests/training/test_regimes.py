@@ -140,6 +140,20 @@ def test_a_mistake_in_a_regime_is_named_with_its_path(config):
         regimes.from_config({**config, "seeds": (0,)})
 
 
+def test_regimes_that_do_not_fit_are_told_before_one_is_trained(config, tmp_path):
+    changed = copy.deepcopy(config)
+    changed["regimes"]["early"]["base"]["mesh"] = {**SHAPE, "data": 4}
+    with pytest.raises(ValueError, match=r"config\.regimes\.early\.base\.mesh is not that of"):
+        regimes.compute(regimes.from_config(changed), tmp_path, quiet(), only=["common", "early"])
+    other = tmp_path / "early" / "seed201"
+    (other / "records").mkdir(parents=True)
+    (other / "records" / "start.jsonl").write_text("")
+    (other / "config.json").write_text('{"seed": 7}')
+    with pytest.raises(ValueError, match="seed201 holds a run with other settings"):
+        regimes.compute(regimes.from_config(config), tmp_path, quiet(), only=["common", "early"])
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
 def test_an_unknown_regime_on_the_command_line_is_told(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.regimes", "--config=configs/regimes_cpu.py:smoke",

@@ -229,6 +229,8 @@ def test_the_papers_rows_are_configs():
     [
         ("--config.seeds=(0,0)", "config.seeds is (0, 0); it must be different integers."),
         ("--config.base.learning.stepz=3", "--config.base.learning.stepz is not in the config."),
+        ("--workdir=", "--workdir is empty; name a folder."),
+        ("--config=configs/countdown_cpu.py", "for experiments.launch, not for experiments.table."),
     ],
 )
 def test_the_command_says_a_mistake_in_one_sentence(tmp_path, flag, sentence):
