@@ -64,7 +64,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.learning = ConfigDict(
         {
             "steps": 120,
-            "batch": {"prompts": 32, "micro_prompts": 4, "length_buckets": 1},
+            "batch": {"prompts": 32, "micro_prompts": 8, "length_buckets": 1},
             "optimizer": _optimizer(rate=2e-4, schedule="cosine", warmup_steps=5),
             "objective": {"name": "gapg", "updates": 1, "clip": 0.2},
             "reward": {"answer": 1.0, "call": 0.3, "format": 0.0},
