@@ -1,8 +1,8 @@
 """Measures speed: `python -m experiments.benchmark [--config=configs/benchmark.py] [--quick]`.
 
 `--config` takes a workload (configs/benchmark.py) or the config of an experiment that has the
-model's shape. One JSON line per row
-goes to stdout as it is measured, with `--jsonl=FILE` into that file instead; then comes the table.
+model's shape. One JSON line per row goes to stdout as it is measured, with `--jsonl=FILE` into that
+file instead; then comes the table.
 """
 
 import json

@@ -68,15 +68,16 @@ def check_settings(arguments: Command) -> None:
         raise ValueError(f"After --: {sentence(error, arguments)}") from None
     require(len(rest) == 1, f"After --: unexpected argument {rest[-1]!r}.")
     check_program(given, "experiments.launch")
-    pretrained = given["device"].get("pretrained")
+    device, task = given.get("device", {}), given.get("task", {})
+    pretrained = device.get("pretrained")
     require(
-        pretrained is not None or ("layers" in given["device"] and given["task"]["name"] != "math"),
+        pretrained is not None or ("layers" in device and task.get("name") != "math"),
         "After --: --config.device.pretrained=… is missing, a folder that all machines see.",
     )
     for name, path in {
         "workdir": values.workdir,
         "config.device.pretrained": pretrained,
-        "config.task.files": given["task"].get("files"),
+        "config.task.files": task.get("files"),
     }.items():
         require(
             path is None or Path(path).is_absolute(),

@@ -31,7 +31,7 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
         ValueError: an unknown or missing key, or a value of the wrong type; the message names the
             key's path and the nearest valid name.
     """
-    _require_section(values, path)
+    require_section(values, path)
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
@@ -56,7 +56,7 @@ def _of_kind(kinds: Sequence[type], value: Any, path: str) -> type:
 
     Without one it is the first.
     """
-    _require_section(value, path)
+    require_section(value, path)
     known = {}
     for cls in kinds:
         key = next(key for key in ("kind", "name") if key in cls.__dataclass_fields__)
@@ -72,7 +72,8 @@ def _of_kind(kinds: Sequence[type], value: Any, path: str) -> type:
     return known[found]
 
 
-def _require_section(values: Any, path: str) -> None:
+def require_section(values: Any, path: str) -> None:
+    """Raises ValueError unless a config's value is a section, that is a mapping."""
     require(isinstance(values, Mapping) or hasattr(values, "keys"), f"{path} must be a section.")
 
 

@@ -1,7 +1,7 @@
 """Eight fake CPU devices for every test, so that meshes are real; set before jax is imported.
 
 Tests compile much and compute little: LLVM's optimisations and XLA's newer code generator for
-fusions are off, each of which would take almost half of their time.
+fusions are off, each of which would take more than a third of it.
 """
 
 import atexit

@@ -33,7 +33,7 @@ from offload_jax.routing.router import (
     train_router,
 )
 from offload_jax.sampling.text import encode_prompts
-from offload_jax.settings import check_program, nearest, parse, require
+from offload_jax.settings import check_program, nearest, parse, require, require_section
 from offload_jax.sharding import make_mesh, prepare_devices, prompt_shards
 from offload_jax.tasks.task import Prompt
 from offload_jax.training.experiment import Experiment, check_devices, size
@@ -181,7 +181,7 @@ def from_config(config: Mapping[str, Any]) -> Study:
 
 def _sections(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as plain dicts, complete and of the right types on its first level."""
-    require(isinstance(config, Mapping) or hasattr(config, "keys"), "The study must be a section.")
+    require_section(config, "config")
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     check_program(config, "experiments.table")
     known = ("base", "seeds", "methods", "routed", "routers", "samples", "sweeps")
