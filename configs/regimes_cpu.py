@@ -15,6 +15,7 @@ SWEEPS = {
     "group": ("sampling.group", (4, 16)),
     "rate": ("learning.optimizer.rate", (1e-4, 4e-4)),
 }
+LOWER_CALL_REWARD = {"call_reward": ("learning.reward.call", (0.3,))}  # the table's is 0.45
 ARITHMETIC_SWEEPS = {
     "call_reward": ("learning.reward.call", (0.45, 0.6)),
     "rate": ("learning.optimizer.rate", (5e-5,)),
@@ -44,6 +45,8 @@ def get_config(size: str = "full") -> ConfigDict:
         study = _study(size, "countdown_cpu.py")
         study.base.task.four = 0.1  # as in the table
         study.base.update_from_flattened_dict(changes)
+        sweeps = SWEEPS if name == "common" else LOWER_CALL_REWARD
+        study.sweeps = _sweeps(sweeps, seeds=2 if name == "common" else len(study.seeds))
         config.regimes[name] = study
     # Its protocol (docs/reproduction.md) has the first table's steps and reward.
     config.regimes.arithmetic = _study(size, "arithmetic_cpu.py", table="first")
@@ -59,14 +62,13 @@ def get_config(size: str = "full") -> ConfigDict:
         if name == "recall_unnoticed":
             study.sweeps.update(_sweeps({"group": SWEEPS["group"]}))
         config.regimes[name] = study
-    config.regimes.common.sweeps = _sweeps(SWEEPS)
     config.regimes.arithmetic.sweeps = _sweeps(ARITHMETIC_SWEEPS)
     if size == "smoke":
         for name in ("weak", "hopeless", "recall_noticed", "recall_able"):
             del config.regimes[name]
         del config.regimes.common.sweeps.group, config.regimes.common.sweeps.rate
-        config.regimes.arithmetic.sweeps = ConfigDict()
-        config.regimes.recall_unnoticed.sweeps = ConfigDict()
+        for name in ("early", "arithmetic", "recall_unnoticed"):
+            config.regimes[name].sweeps = ConfigDict()
     return config
 
 
