@@ -2,11 +2,12 @@
 
 A regime is a study; every value of one of its sweeps is another point of the map, with the same
 start. Points of studies are read from test prompts, those of sweeps from validation prompts, which
-is all that a sweep is evaluated on. Nothing is chosen by either.
+is all that a sweep is evaluated on. A last point of a sweep has every method at its own best value.
 """
 
 import dataclasses
 import json
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -161,15 +162,43 @@ def measure(name: str, study: Study, path: Path) -> Iterator[Point]:
         return
     yield _point(name, study, study.methods[REFERENCE], seeds, main, "test")
     for sweep, settings in study.sweeps.items():
-        few = seeds[: settings.seeds]
-        for value in settings.at:
-            if REFERENCE not in settings.methods:
-                break
-            policies = _policies(study, sweep, value)
-            if _complete(few, policies, "validation"):
-                title = f"{name}, {settings.setting.removeprefix('learning.')} {value}"
-                reference = study.variants[sweep, REFERENCE, value]
-                yield _point(title, study, reference, few, policies, "validation")
+        if REFERENCE in settings.methods:
+            few = seeds[: settings.seeds]
+            setting = settings.setting.removeprefix("learning.")
+            for title, policies in _along(study, sweep, few):
+                reference = _experiment(study, policies[REFERENCE])
+                yield _point(
+                    f"{name}, {setting} {title}", study, reference, few, policies, "validation"
+                )
+
+
+def _along(study: Study, sweep: str, seeds: Sequence[Seed]) -> Iterator[tuple[str, dict[str, str]]]:
+    """A sweep's values that are complete, then every method at its best: a title, the policies."""
+    settings = study.sweeps[sweep]
+    complete = []
+    for value in settings.at:
+        policies = _policies(study, sweep, value)
+        if _complete(seeds, policies, "validation"):
+            complete.append(policies)
+            yield f"{value}", policies
+    own = {method: method for method in settings.methods}
+    if len(complete) == len(settings.at) and _complete(seeds, own, "validation"):
+        best = {
+            method: max(
+                (policies[method] for policies in (own, *complete)),
+                key=lambda policy: _mean_overall(seeds, policy, study.base.evaluation.cap),
+            )
+            for method in ordered(settings.methods)
+        }
+        read = operator.attrgetter(settings.setting)
+        values = (str(read(_experiment(study, policy))) for policy in best.values())
+        yield f"at each method's best ({', '.join(values)})", best
+
+
+def _experiment(study: Study, policy: str) -> Experiment:
+    """The settings of a policy: a method, or a method at a value of a sweep."""
+    swept = {variant_name(*key): experiment for key, experiment in study.variants.items()}
+    return {**swept, **study.methods}[policy]
 
 
 def _policies(study: Study, sweep: str, value: Any) -> dict[str, str]:
@@ -316,7 +345,8 @@ def _own_calls(found: Sequence[Point], missing: Sequence[str]) -> Block:
             f" the cap. {ahead[0] if ahead else ''}: overall accuracy in points, 95 %"
             f" interval (bootstrap over seeds and prompts). D2 at its cap: share of"
             f" {label(REFERENCE)}'s batches in which the filter had no room left, in the first"
-            f" third of the steps / after it."
+            f" third of the steps / after it. At each method's best: the value, of the sweep's and"
+            f" the method's own, with its highest overall accuracy on the same validation prompts."
             + (f" Not run: {', '.join(missing)}." if missing else "")
         ),
     )  # fmt: skip
@@ -392,3 +422,7 @@ def _draw_sweeps(name: str, study: Study, path: Path) -> None:
 def _overall(seed: Seed, policy: str, cap: float) -> float:
     """A policy's overall accuracy at the cap, on validation prompts."""
     return float(capped(seed.results(policy, "validation"), cap, seed.seed).correct.mean())
+
+
+def _mean_overall(seeds: Sequence[Seed], policy: str, cap: float) -> float:
+    return float(np.mean([_overall(seed, policy, cap) for seed in seeds]))

@@ -76,7 +76,9 @@ def test_the_map_has_what_is_complete_and_names_the_rest(finished):
     points = [
         "| arithmetic", "| common", "| common, reward.call 0.45", "| common, reward.call 0.6"
     ]  # fmt: skip
-    assert rows == 2 * ["| ", *points]
+    best = "| common, reward.call at each method's best (0."
+    for table in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+        assert table[:-1] == ["| ", *points] and table[-1].startswith(best)
     assert "Not run: early, recall_unnoticed." in text
     assert (path / "regimes.png").stat().st_size > 10_000
     assert not (path / "early").exists()
@@ -85,7 +87,7 @@ def test_the_map_has_what_is_complete_and_names_the_rest(finished):
 
 def test_its_numbers_follow_from_records_and_metrics(finished):
     studies, path = finished
-    _, main, same, high = json.loads((path / "regimes.json").read_text())
+    _, main, same, high, _ = json.loads((path / "regimes.json").read_text())
     seeds = seeds_of(studies["common"], path / "common")
     for point, suffix, split in ((main, "", "test"), (high, ".call_reward.0.6", "validation")):
         seeds = seeds[: point["seeds"]]
@@ -106,6 +108,26 @@ def test_its_numbers_follow_from_records_and_metrics(finished):
         assert 0 <= point["start"] <= 1 and 0 <= point["random"] <= 1
     assert same["methods"].keys() == main["methods"].keys()
     assert [point["seeds"] for point in (main, same, high)] == [2, 1, 1]
+
+
+def test_every_method_is_compared_at_its_best_value_too(finished):
+    studies, path = finished
+    _, _, *swept, best = json.loads((path / "regimes.json").read_text())
+    for method in ("gapg", RIVAL):
+        overall = [point["methods"][method]["overall"] for point in swept]
+        assert best["methods"][method]["overall"] == max(overall)
+        value = (0.45, 0.6)[overall.index(max(overall))]  # the method's own wins a tie
+        assert str(value) in best["name"]
+    (seed, _) = seeds_of(studies["common"], path / "common")
+    names = best["name"].rpartition("(")[2].rstrip(")").split(", ")  # rival, then GAPG
+    policies = {
+        method: method + ("" if value == "0.45" else f".call_reward.{value}")
+        for method, value in zip((RIVAL, "gapg"), names, strict=True)
+    }
+    own, rival = (
+        [capped(seed.results(policies[m], "validation"), 0.3, seed.seed)] for m in ("gapg", RIVAL)
+    )
+    assert best["methods"][RIVAL]["ahead"]["value"] == pooled_difference(own, rival).value
 
 
 def test_the_filter_binds_where_d2_is_at_its_cap(finished):
