@@ -45,8 +45,10 @@ def get_config(size: str = "full") -> ConfigDict:
         study = _study(size, "countdown_cpu.py")
         study.base.task.four = 0.1  # as in the table
         study.base.update_from_flattened_dict(changes)
-        sweeps = SWEEPS if name == "common" else CALL_REWARD
-        study.sweeps = _sweeps(sweeps, seeds=2 if name == "common" else len(study.seeds))
+        if name == "common":
+            study.sweeps = _sweeps(SWEEPS)
+        else:
+            study.sweeps = _sweeps(CALL_REWARD, seeds=len(study.seeds))
         config.regimes[name] = study
     # Its protocol (docs/reproduction.md) has the first table's steps and reward.
     config.regimes.arithmetic = _study(size, "arithmetic_cpu.py", table="first")
