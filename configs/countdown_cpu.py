@@ -54,7 +54,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.start = ConfigDict(
         {
             "steps": 2000,
-            "batch": {"prompts": 16, "micro_prompts": 16, "length_buckets": 1},
+            "batch": {"prompts": 16, "micro_prompts": 8, "length_buckets": 3},
             "optimizer": _optimizer(rate=3e-3, schedule="cosine", warmup_steps=50, b2=0.95),
             "traces": {"max_tokens": 128, "solve": 0.9, "impatience": 0.0, "near": 0},
             "late_steps": 500,
@@ -64,7 +64,12 @@ def get_config(size: str = "full") -> ConfigDict:
     config.learning = ConfigDict(
         {
             "steps": 120,
-            "batch": {"prompts": 32, "micro_prompts": 8, "length_buckets": 1},
+            "batch": {
+                "prompts": 32,
+                "micro_prompts": 8,
+                "micro_group": 2,
+                "length_buckets": 3,
+            },
             "optimizer": _optimizer(rate=2e-4, schedule="cosine", warmup_steps=5),
             "objective": {"name": "gapg", "updates": 1, "clip": 0.2},
             "reward": {"answer": 1.0, "call": 0.3, "format": 0.0},
@@ -97,7 +102,11 @@ def _optimizer(rate: float, schedule: str, warmup_steps: int, b2: float = 0.999)
 
 
 def _shrink(config: ConfigDict) -> None:
-    """Under a minute after compilation; too short to learn much."""
+    """Under a minute after compilation; too short to learn much.
+
+    One response length: with so few steps a second one costs more to compile than it saves.
+    """
+    config.start.batch.length_buckets = config.learning.batch.length_buckets = 1
     config.task.update({"train": 500, "validation": 64, "test": 64})
     config.start.update({"steps": 60, "late_steps": 20})
     config.learning.steps = 4

@@ -33,8 +33,10 @@ def get_config(size: str = "full") -> ConfigDict:
     del config.start.late_traces
     config.start.late_steps = 0
     config.start.traces = ConfigDict({"kind": "recall", "solve": 0.7})
-    config.start.batch.update({"prompts": 64, "micro_prompts": 64})
-    config.learning.batch.micro_prompts = config.learning.batch.prompts
+    # Responses are so short that all fit at once.
+    config.start.batch.update({"prompts": 64, "micro_prompts": 64, "length_buckets": 1})
+    whole = {"micro_prompts": config.learning.batch.prompts, "micro_group": None}
+    config.learning.batch.update({**whole, "length_buckets": 1})
     config.learning.reward.call = 0.6
     config.learning.optimizer.rate = 1e-3  # at 2e-4, 60 steps do not teach it what a blank is
     if full:

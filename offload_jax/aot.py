@@ -136,11 +136,7 @@ def check(workload: Workload, mesh: Mesh) -> None:
             f"{name} is {size}, which does not divide over the {shards} shards of config.mesh"
             " (data x fsdp).",
         )
-    require(
-        batch.prompts % batch.micro_prompts == 0,
-        f"config.learning.batch.prompts ({batch.prompts}) must be a multiple of"
-        f" config.learning.batch.micro_prompts ({batch.micro_prompts}).",
-    )
+    batch.parts(workload.sampling.group, "config.learning.batch")
 
 
 def programs(workload: Workload, mesh: Mesh) -> Iterator[Program]:
@@ -205,7 +201,8 @@ def _update(workload: Workload, mesh: Mesh, state: TrainState, options: dict[str
         lowered = update.lower(state, responses, **options)
         text, seconds, memory = _compiled(lowered)
     # Sorted by length, all micro-batches are in the last bucket.
-    trips = [0] * (batch.length_buckets - 1) + [P // batch.micro_prompts]
+    micro_batches = P // batch.micro_prompts * batch.parts(G, "config.learning.batch")
+    trips = [0] * (batch.length_buckets - 1) + [micro_batches]
     tokens = workload.learning.objective.updates * P * (S + G * T)
     phase = _phase("update", work(text, trips), tokens, 6, workload, mesh)
     return Program("update", seconds, memory, (phase,))

@@ -39,12 +39,7 @@ class Workload:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
-        batch = self.batch
-        require(
-            batch.prompts % batch.micro_prompts == 0,
-            f"config.batch.prompts ({batch.prompts}) must be a multiple of"
-            f" config.batch.micro_prompts ({batch.micro_prompts}).",
-        )
+        self.batch.parts(self.sampling.group, "config.batch")
 
 
 def check_shards(workload: Workload, shards: int) -> None:
@@ -177,6 +172,7 @@ class _Bench:
             "config": work.device,
             "optimizer": optimizer,
             "micro_prompts": work.batch.micro_prompts,
+            "micro_group": work.batch.micro_group,
             "length_buckets": work.batch.length_buckets,
         }
         compiled, whole = None, None

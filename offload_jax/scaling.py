@@ -108,7 +108,8 @@ def estimate(workload: Workload, chip: Chip, chips: int, assumed: Assumptions) -
     decode_step = max(reading, times["products"])
     tokens = P * (S + G * T)
     # Per micro-batch: every weight gathered forward and backward, every gradient reduced.
-    micro_batches = max(P // max(batch.micro_prompts, shards), 1)
+    parts = batch.parts(G, "config.learning.batch")
+    micro_batches = max(P // max(batch.micro_prompts, shards), 1) * parts
     gathers = 3 * micro_batches * weights / chip.links if shards > 1 else 0.0
     prefill = 2 * N * P * S / chips / chip.flops
     update = 6 * UPDATE_FACTOR * N * tokens / chips / chip.flops

@@ -82,6 +82,7 @@ def state_shapes(
         "optimizer",
         "temperature",
         "micro_prompts",
+        "micro_group",
         "length_buckets",
         "importance_cap",
         "clip",
@@ -97,6 +98,7 @@ def update(
     optimizer: optax.GradientTransformation,
     temperature: float = 1.0,
     micro_prompts: int,
+    micro_group: int | None = None,
     length_buckets: int = 1,
     importance_cap: float | None = None,
     clip: float | None = None,
@@ -114,6 +116,9 @@ def update(
         optimizer: from `make_optimizer`.
         temperature: of the policy, that is of the sampler.
         micro_prompts: prompts per micro-batch, a divisor of P.
+        micro_group: responses to each of them in it, a divisor of G; None for all. With fewer,
+            those of a group that are alike in length are together and a micro-batch may have a
+            prompt more than once.
         length_buckets: the number of response lengths that the program is compiled for.
         importance_cap: if given, the gradient of each token's log-probability counts by
             min(pi_trainer / pi_sampler, cap): truncated importance sampling, for a sampler of
@@ -130,6 +135,7 @@ def update(
         "config": config,
         "temperature": temperature,
         "micro_prompts": micro_prompts,
+        "micro_group": micro_group,
         "length_buckets": length_buckets,
         "importance_cap": importance_cap,
         "clip": clip,
@@ -160,6 +166,7 @@ def gradient_of(
     config: DeviceConfig,
     temperature: float = 1.0,
     micro_prompts: int,
+    micro_group: int | None = None,
     length_buckets: int = 1,
     importance_cap: float | None = None,
     clip: float | None = None,
@@ -173,7 +180,9 @@ def gradient_of(
     longest response, and each bucket of lengths has its own loop, so that short responses are not
     computed at full length.
     """
-    batch, needed = _in_micro_batches(batch, micro_prompts)
+    G = batch.lengths.shape[1]
+    parts = G // (micro_group or G)
+    batch, needed = _in_micro_batches(_in_parts(batch, parts), micro_prompts)
     T = batch.tokens.shape[-1]
     frozen, trained = lora.split(params)
     loss = partial(
@@ -219,7 +228,7 @@ def gradient_of(
     gradient, total, stats = carry
     if clip is not None:
         stats["clipped"] /= jnp.maximum(stats.pop("tokens"), 1)
-    computed = jnp.sum(needed > 0) * micro_prompts
+    computed = jnp.sum(needed > 0) * micro_prompts / parts
     return gradient, {"loss": total, "prompts_computed": computed.astype(jnp.float32), **stats}
 
 
@@ -237,7 +246,9 @@ def _micro_loss(
         stats["logprob_gap"] = jnp.where(real, jnp.abs(logprobs - batch.sampled), 0.0).max()
     if clip is not None:
         gain, clipped = clipped_surrogate(logprobs, batch.sampled, batch.weights, clip)
-        stats |= {"clipped": jnp.sum(clipped * real), "tokens": jnp.sum(real, dtype=jnp.float32)}
+        counted = real & (batch.weights != 0)[..., None]
+        tokens = jnp.sum(counted, dtype=jnp.float32)
+        stats |= {"clipped": jnp.sum(clipped * counted), "tokens": tokens}
     elif importance_cap is not None:
         ratio = jnp.minimum(jnp.exp(logprobs - batch.sampled), importance_cap)
         gain = batch.weights[..., None] * jax.lax.stop_gradient(ratio) * logprobs
@@ -246,10 +257,32 @@ def _micro_loss(
     return -jnp.sum(jnp.where(real, gain, 0.0)), stats
 
 
+def _in_parts(batch: WeightedResponses, parts: int) -> WeightedResponses:
+    """Every group as `parts` smaller ones of the same prompt, from its shortest responses up."""
+    if parts == 1:
+        return batch
+    P, G = batch.lengths.shape
+    order = jnp.argsort(_needed(batch), axis=1)
+
+    def split(x):
+        x = jnp.take_along_axis(x, order.reshape(P, G, *[1] * (x.ndim - 2)), axis=1)
+        return constrain(x.reshape(P * parts, G // parts, *x.shape[2:]), "prompts")
+
+    def repeat(x):
+        return constrain(jnp.repeat(x, parts, axis=0), "prompts")
+
+    prompts = jax.tree.map(repeat, batch.prompts)
+    return jax.tree.map(split, batch.replace(prompts=None)).replace(prompts=prompts)
+
+
+def _needed(batch: WeightedResponses) -> Int[Array, "P G"]:
+    """How many tokens of each response there is a gradient of."""
+    return jnp.where(batch.weights != 0, batch.lengths, 0)
+
+
 def _in_micro_batches(batch: WeightedResponses, micro_prompts: int):
     """The batch as [M, micro_prompts, ...], and the response length each micro-batch needs."""
-    learning = jnp.any(batch.weights != 0, axis=1)
-    needed = jnp.where(learning, batch.lengths.max(axis=1), 0)
+    needed = _needed(batch).max(axis=1)
     order = jnp.argsort(needed)
 
     def split(x):

@@ -87,11 +87,39 @@ Traces = TraceConfig | ExampleConfig | SolutionConfig | LessonConfig
 
 @dataclasses.dataclass(frozen=True)
 class BatchSettings:
-    """The shape of an update."""
+    """The shape of an update.
+
+    What fits at once is `micro_prompts` prompts with `micro_group` responses each. A smaller
+    `micro_group` keeps responses of like length together, so that with several `length_buckets`
+    short ones are not computed as long ones; prompts are computed once per part of their group.
+    """
 
     prompts: int  # P, per step
     micro_prompts: int  # prompts computed at once
+    micro_group: int | None = None  # and responses to each of them; None: the whole group
     length_buckets: int = 4  # response lengths that the update is compiled for
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            require(value is None or value >= 1, f"{field.name} must be at least 1.")
+        require(
+            self.prompts % self.micro_prompts == 0,
+            f"prompts ({self.prompts}) must be a multiple of micro_prompts ({self.micro_prompts}).",
+        )
+
+    def parts(self, group: int, path: str) -> int:
+        """Parts that a group of responses is computed in.
+
+        Raises:
+            ValueError: it does not divide; the message names `path`, where these settings are.
+        """
+        size = self.micro_group or group
+        require(
+            group % size == 0,
+            f"{path}.micro_group ({size}) does not divide the group of {group} responses.",
+        )
+        return group // size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +194,11 @@ class Experiment:
         for name in ("traces", "late_traces"):
             self._check_traces(name, getattr(self.start, name))
         self._check_device()
-        for stage in ("start", "learning"):
+        for stage, group in (("start", 1), ("learning", self.sampling.group)):
             fewest = 0 if stage == "start" and self.device.pretrained else 1
-            _check_batch(f"config.{stage}", getattr(self, stage), fewest)
+            settings = getattr(self, stage)
+            require(settings.steps >= fewest, f"config.{stage}.steps must be at least {fewest}.")
+            settings.batch.parts(group, f"config.{stage}.batch")
         evaluation = self.evaluation
         for name in ("every", "batch"):
             value = getattr(evaluation, name)
@@ -299,15 +329,3 @@ def size(task: TaskSettings, split: str) -> int | None:
     """How many prompts a split has; None where only its file tells."""
     found = getattr(task, split)
     return found if isinstance(found, int) else None
-
-
-def _check_batch(path: str, stage: StartSettings | LearningSettings, fewest: int) -> None:
-    batch = stage.batch
-    require(stage.steps >= fewest, f"{path}.steps must be at least {fewest}.")
-    for name in ("prompts", "micro_prompts", "length_buckets"):
-        require(getattr(batch, name) >= 1, f"{path}.batch.{name} must be at least 1.")
-    require(
-        batch.prompts % batch.micro_prompts == 0,
-        f"{path}.batch.prompts ({batch.prompts}) must be a multiple of"
-        f" {path}.batch.micro_prompts ({batch.micro_prompts}).",
-    )

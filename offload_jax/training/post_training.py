@@ -133,6 +133,7 @@ def update_options(
         "optimizer": post_training_optimizer(settings),
         "temperature": sampling.temperature,
         "micro_prompts": settings.batch.micro_prompts,
+        "micro_group": settings.batch.micro_group,
         "length_buckets": settings.batch.length_buckets,
         "importance_cap": settings.importance_cap,
         "clip": objective.clip if objective.clipped else None,

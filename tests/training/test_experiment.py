@@ -18,7 +18,10 @@ def test_the_shipped_configs_are_valid(tiny):
         ("sampling.temperature", 0.0, r"config\.sampling\.temperature"),
         ("start.late_steps", 10**6, r"config\.start\.late_steps"),
         ("start.traces.max_tokens", 4000, r"config\.start\.traces\.max_tokens \(4000\)"),
-        ("learning.batch.micro_prompts", 5, r"config\.learning\.batch\.prompts \(32\)"),
+        ("learning.batch.micro_prompts", 5, r"config\.learning\.batch: prompts \(32\)"),
+        ("learning.batch.micro_prompts", 0, r"config\.learning\.batch: micro_prompts must be"),
+        ("learning.batch.micro_group", 3, r"config\.learning\.batch\.micro_group \(3\)"),
+        ("start.batch.micro_group", 2, r"config\.start\.batch\.micro_group \(2\)"),
         ("learning.optimizer.schedule", "exponential", r"schedule is 'exponential'.* 'cosine'"),
         ("learning.filter.rho", -1.0, r"rho is -1\.0"),
         ("learning.reward.call", 2.0, r"answer >= call >= format"),
@@ -56,5 +59,5 @@ def test_a_missing_key_is_named(tiny):
 
 
 def test_a_batch_that_does_not_divide_over_the_mesh_is_named(tiny):
-    with pytest.raises(ValueError, match=r"config\.start\.batch\.micro_prompts is 16.* 3 shards"):
+    with pytest.raises(ValueError, match=r"config\.start\.batch\.micro_prompts is 8.* 3 shards"):
         check_devices(from_config(tiny.smoke_config()), shards=3)
