@@ -37,7 +37,7 @@ class WeightedResponses:
     prompts: PromptBatch
     tokens: Int[Array, "P G T"]
     lengths: Int[Array, "P G"]
-    weights: Float[Array, "P G"]  # rows of weight zero cost nothing if their whole group is zero
+    weights: Float[Array, "P G"]  # rows of weight zero cost nothing if all of a group's are
     sampled: Float[Array, "P G T"] | None = None  # the sampler's log-probs: pi_old
 
 
@@ -176,9 +176,9 @@ def gradient_of(
     Float32, of all weights or, where there are adapters, of them alone; the arguments are those of
     `update`.
 
-    Groups without a weight come first in the order and are skipped; the others are sorted by their
-    longest response, and each bucket of lengths has its own loop, so that short responses are not
-    computed at full length.
+    Groups, or with `micro_group` parts of them, without a weight come first in the order and are
+    skipped; the others are sorted by their longest response, and each bucket of lengths has its own
+    loop, so that short responses are not computed at full length.
     """
     G = batch.lengths.shape[1]
     parts = G // (micro_group or G)
