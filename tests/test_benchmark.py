@@ -43,7 +43,7 @@ def test_every_row_is_a_json_line_and_a_row_of_the_table(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--config.batch.micro_prompts=3"], "config.batch.micro_prompts"),
+        (["--config.batch.micro_prompts=3"], "config.batch: prompts (8) must be a multiple"),
         (["--config.mesh.cpu_devices=4"], "config.mesh"),
         (["--config.mesh.tensor=2", "--config.mesh.cpu_devices=2"], "heads"),
         (["--config=configs/nope.py"], "configs/nope.py"),
