@@ -37,7 +37,7 @@ class WeightedResponses:
     prompts: PromptBatch
     tokens: Int[Array, "P G T"]
     lengths: Int[Array, "P G"]
-    weights: Float[Array, "P G"]  # rows of weight zero cost nothing if all of a group's are
+    weights: Float[Array, "P G"]  # groups, or parts, whose weights are all zero cost nothing
     sampled: Float[Array, "P G T"] | None = None  # the sampler's log-probs: pi_old
 
 
@@ -258,7 +258,7 @@ def _micro_loss(
 
 
 def _in_parts(batch: WeightedResponses, parts: int) -> WeightedResponses:
-    """Every group as `parts` smaller ones of the same prompt, from its shortest responses up."""
+    """Groups [P, G] as [P parts, G / parts]: a prompt's responses from the shortest up."""
     if parts == 1:
         return batch
     P, G = batch.lengths.shape

@@ -283,6 +283,7 @@ def test_on_policy_the_clipped_surrogate_has_the_plain_gradient(params):
 
 def test_repeated_updates_keep_the_old_logprobs_and_count_as_one_step(params):
     batch = BATCH.replace(sampled=trainer_logprobs(params))
+    # Steps so small that rounding does not decide which tokens are clipped.
     gentle = make_optimizer(OptimizerConfig(rate=0.1, epsilon=1.0, clip=1e6), steps=10)
     options = {"config": DEVICE, "optimizer": gentle, "micro_prompts": P, "clip": 0.2}
     with jax.set_mesh(ALONE):
