@@ -50,7 +50,7 @@ def get_config(size: str = "full") -> ConfigDict:
         else:
             study.sweeps = _sweeps(CALL_REWARD, seeds=len(study.seeds))
         config.regimes[name] = study
-    # Its protocol (docs/reproduction.md) has the first table's steps and reward.
+    # Its protocol (docs/regimes.md) has the first table's steps and reward.
     config.regimes.arithmetic = _study(size, "arithmetic_cpu.py", table="first")
     for name, shares in RECALL.items():
         study = _study(size, "recall_cpu.py", table="first")
