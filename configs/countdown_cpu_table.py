@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 
 ON_POLICY = {"name": "gapg"}
 # With one update per batch Dr.GRPO is GAPG without filter, up to a constant that AdamW removes;
-# with two, as published, old log-probabilities and the clipped surrogate come into play.
+# with two, our choice, old log-probabilities and the clipped surrogate come into play.
 DR_GRPO = {"name": "dr_grpo", "updates": 2, "clip": 0.2}
 GRPO = {"name": "grpo", "updates": 1, "clip": 0.2}
 NO_FILTER = {"enabled": False}
+SWEPT = (0,)  # the seed of the sweeps
 
 
 def get_config(size: str = "main") -> ConfigDict:
@@ -83,6 +84,7 @@ def _base(size: str) -> ConfigDict:
     spec.loader.exec_module(module)
     config = module.get_config(size)
     config.evaluation.validation_prompts = config.task.validation
+    del config.seed  # a study has `seeds`
     return config
 
 
@@ -107,19 +109,19 @@ def _sweeps() -> dict:
             "setting": "learning.reward.call",
             "at": (0.0, 0.15, 0.3, 0.45, 0.6, 1.0),
             "methods": both,
-            "seeds": 1,
+            "seeds": SWEPT,
         },
         "group": {
             "setting": "sampling.group",
             "at": (2, 4, 8, 16),
             "methods": ("gapg",),
-            "seeds": 1,
+            "seeds": SWEPT,
         },
         "rho": {  # trained for call budgets of 10, 20, 30, 40 and 50 %
             "setting": "learning.filter.rho",
             "at": (1 / 9, 1 / 4, 3 / 7, 2 / 3, 1.0),
             "methods": ("gapg",),
-            "seeds": 1,
+            "seeds": SWEPT,
         },
     }
 
@@ -133,13 +135,13 @@ def _tuning(config: ConfigDict) -> dict:
             "setting": "learning.optimizer.rate",
             "at": (1e-4, 2e-4, 4e-4),
             "methods": every,
-            "seeds": 1,
+            "seeds": config.seeds,
         },
         "call_reward": {
             "setting": "learning.reward.call",
             "at": (0.15, 0.3, 0.6),
             "methods": callers,
-            "seeds": 1,
+            "seeds": config.seeds,
         },
     }
 
@@ -148,7 +150,7 @@ def _keep_finalists(config: ConfigDict) -> None:
     """What `:tuning` left open, at the table's number of steps and with two starts."""
     del config.methods.task_tuned, config.sweeps.rate
     config.routed = None
-    config.sweeps.call_reward.update({"at": (0.3, 0.45), "seeds": 2})
+    config.sweeps.call_reward.update({"at": (0.3, 0.45)})
 
 
 def _shrink(config: ConfigDict) -> None:

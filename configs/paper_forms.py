@@ -99,6 +99,7 @@ def _table(config: ConfigDict, smoke: bool) -> ConfigDict:
     """Every row of the paper, three seeds."""
     optimizer = {"rate": 1e-3, "schedule": "cosine", "warmup_steps": 50, "weight_decay": 0.01}
     router = {"reads": "prompt", "body": "deberta", "optimizer": optimizer, "epochs": 20}
+    del config.seed  # a study has `seeds`
     return ConfigDict(
         {
             "base": config,

@@ -40,4 +40,4 @@ def get_config(experiment: str = "math_qwen25_15b") -> ConfigDict:
 
 
 def _sweep(setting: str, at: tuple) -> dict:
-    return {"setting": setting, "at": at, "methods": ("gapg",), "seeds": 1}
+    return {"setting": setting, "at": at, "methods": ("gapg",), "seeds": (0,)}

@@ -48,7 +48,7 @@ def get_config(size: str = "full") -> ConfigDict:
         if name == "common":
             study.sweeps = _sweeps(SWEEPS)
         else:
-            study.sweeps = _sweeps(CALL_REWARD, seeds=len(study.seeds))
+            study.sweeps = _sweeps(CALL_REWARD, study.seeds)
         config.regimes[name] = study
     # Its protocol (docs/regimes.md) has the first table's steps and reward.
     config.regimes.arithmetic = _study(size, "arithmetic_cpu.py", table="first")
@@ -60,7 +60,7 @@ def get_config(size: str = "full") -> ConfigDict:
         study.base.learning.optimizer.rate = own.optimizer.rate
         at = RECALL_CALL_REWARDS.get(name, (0.3, 0.6))
         sweeps = {"call_reward": ("learning.reward.call", at)}
-        study.sweeps = _sweeps(sweeps, seeds=len(study.seeds))
+        study.sweeps = _sweeps(sweeps, study.seeds)
         if name == "recall_unnoticed":
             study.sweeps.update(_sweeps({"group": SWEEPS["group"]}))
         config.regimes[name] = study
@@ -74,7 +74,7 @@ def get_config(size: str = "full") -> ConfigDict:
     return config
 
 
-def _sweeps(sweeps: dict, seeds: int = 2) -> ConfigDict:
+def _sweeps(sweeps: dict, seeds: tuple[int, ...] = (200, 201)) -> ConfigDict:
     made = {
         name: {"setting": setting, "at": at, "methods": METHODS, "seeds": seeds}
         for name, (setting, at) in sweeps.items()
@@ -90,6 +90,7 @@ def _study(size: str, base: str, table: str = "main") -> ConfigDict:
     study = _load("countdown_cpu_table.py").get_config("smoke" if size == "smoke" else table)
     learning = study.base.learning
     study.base = _load(base).get_config(size)
+    del study.base.seed  # a study has `seeds`
     learning.batch = study.base.learning.batch
     study.base.learning = learning
     study.base.task.seed = 3

@@ -127,11 +127,14 @@ def _limits(n: int, points: int) -> Int[np.ndarray, " points"]:
 
 
 def _gain(results: Columns) -> Int[np.ndarray, " n"]:
-    """What offloading a prompt changes: 1 where only the cloud is right, -1 only the device."""
+    """What offloading a prompt changes: 1 where only the cloud is right, -1 only the device.
+
+    Where the cloud fails the device answers after all, by its fallback if its response was a call.
+    """
     require_cloud(results, np.ones(results.prompt_ids.size, bool), "a curve over all budgets")
-    # Where the cloud fails the device's answer stays.
-    gain = results.cloud_correct.astype(int) - results.device_correct.astype(int)
-    return np.where(results.cloud_failed, 0, gain)
+    kept = results.device_correct | results.fallback_correct
+    answered = np.where(results.cloud_failed, kept, results.cloud_correct)
+    return answered.astype(int) - results.device_correct.astype(int)
 
 
 def _curve(results: Columns, order: Int[np.ndarray, " n"], points: int) -> Curve:

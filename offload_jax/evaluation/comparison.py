@@ -23,6 +23,7 @@ from offload_jax.evaluation.budgets import (
     budget_curve,
     calls_to_reach,
     gap_recovered,
+    oracle_scores,
     routing_table,
 )
 from offload_jax.evaluation.metrics import (
@@ -256,7 +257,7 @@ def _score_numbers(entry: Entry, seed: int) -> dict[str, float | None]:
 def _oracle(results: Columns, cap: float) -> float:
     """Overall accuracy of the best choice of at most floor(cap * n) prompts to offload."""
     n = results.prompt_ids.size
-    gains = int((results.cloud_correct & ~results.device_correct).sum())
+    gains = int((oracle_scores(results) > 0).sum())
     return (int(results.device_correct.sum()) + min(gains, offload_limit(n, cap))) / n
 
 

@@ -142,15 +142,17 @@ def _agreements(
         real = list(prompts[first : first + at_once])
         _, rollout = several(params, real + [real[-1]] * (at_once - len(real)), key)
         groups = decode_responses(sampler.tokenizer, fetch(rollout))[: len(real)]
-        for group in groups:
-            shares.append(agreement([sampler.task.parse(text).answer for text in group]))
+        for prompt, group in zip(real, groups, strict=True):
+            answers = [sampler.task.parse(text).answer for text in group]
+            shares.append(agreement([a and sampler.task.canonical(a, prompt) for a in answers]))
     return shares
 
 
 def agreement(answers: Sequence[str | None]) -> float:
     """Self-consistency (arXiv 2203.11171): the share of k samples with the most frequent answer.
 
-    Samples that call or do not answer, None, agree with nothing.
+    Answers are compared in their task's canonical form. Samples that call or do not answer, None
+    or empty, agree with nothing.
     """
-    counts = Counter(answer for answer in answers if answer is not None)
+    counts = Counter(filter(None, answers))
     return max(counts.values(), default=0) / len(answers)

@@ -144,7 +144,7 @@ def budget_curves(
 
 
 def sweep(
-    values: Sequence[float | str],
+    values: Sequence[Any],
     measured: Mapping[str, Sequence[Sequence[float]]],
     x_label: str,
     y_label: str,
@@ -154,7 +154,7 @@ def sweep(
 
     Args:
         values: the setting's values, as numbers (a logarithmic axis where they span a factor of
-            more than ten) or as words (evenly spaced).
+            more than ten), or with anything else among them as words (evenly spaced).
         measured: per line, per value, one number per seed, in the unit of `y_label`. The mean is
             drawn with its sample standard deviation, and each seed as a faint dot; a value
             without any number is left out.
@@ -165,7 +165,7 @@ def sweep(
     Raises ValueError where a line has not one entry per value, or holds no number at all.
     """
     _check_measured(values, measured)
-    words = any(isinstance(value, str) for value in values)
+    words = not all(map(_is_number, values))
     x = np.arange(len(values)) if words else np.array(values, float)
     with _figure(path, (7, 5)) as figure:
         axes = figure.subplots()
@@ -173,11 +173,20 @@ def sweep(
             _sweep_line(axes, name, x, cells, i)
         if not words and x.min() > 0 and x.max() / x.min() > 10:
             axes.set_xscale("log")
-        axes.set_xticks(x, [value if words else f"{value:g}" for value in values])
+        axes.set_xticks(x, list(map(written, values)))
         axes.set_xticks([], minor=True)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         _finish_measured(figure, axes, measured)
+
+
+def written(value: Any) -> str:
+    """A setting's value in a table or on an axis."""
+    return f"{value:g}" if _is_number(value) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def bars(

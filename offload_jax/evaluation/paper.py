@@ -22,6 +22,7 @@ ROWS = {
     "gapg_without_filter": "GAPG without filter",
     "gapg": "GAPG",
 }
+_ROUTER = "Our router is a small DeBERTa trained from scratch, the paper's DeBERTa-v3-large."
 EXPERIMENTS = {
     "countdown_qwen25_3b": "Countdown, Qwen2.5-3B",
     "math_llama32_1b": "MATH, Llama-3.2-1B",
@@ -138,7 +139,7 @@ _TABLE1 = Exhibit(
             ),
         ),
     ),
-    note="The router has scores for its own test prompts alone.",
+    note=f"The router has scores for its own test prompts alone. {_ROUTER}",
 )
 
 # --- figures ---
@@ -169,7 +170,7 @@ _FINAL = Exhibit(
         Part("math_qwen25_15b", "overall", _final(78.2, 63.5, 66.4, 55.6, 70.4)),
         Part("math_llama32_3b", "overall", _final(77.7, 69.0, 62.9, 51.2, 69.6)),
     ),
-    note="The paper's are read off its curves of training.",
+    note=f"The paper's are read off its curves of training. {_ROUTER}",
 )
 _FILTER = Exhibit(
     title="Prompt filtering: overall accuracy with and without it",
@@ -202,7 +203,7 @@ _BUDGETS = Exhibit(
         ),
     ),
     note="Ours is one policy for every budget, by its P(call), its fallback answering where it is"
-    " not offloaded; Naive is the expected line.",
+    f" not offloaded; Naive is the expected line. {_ROUTER}",
 )
 _ON_VALIDATION = "Ours is on validation prompts, as no test prompt chooses a setting."
 GROUPS = (2, 4, 8, 16, 32)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from offload_jax.learning.gapg import centred
 
-EPSILON = 1e-4  # below any standard deviation that two different rewards can have
+EPSILON = 1e-4  # far below the standard deviation of rewards as they are used
 
 
 def grpo_advantages(

@@ -76,6 +76,6 @@ def filter_prompts(
 
 
 def d2_caps(rho: float, P: int) -> list[int]:
-    """floor(rho n) for n = 0 .. P, exact where rho is a ratio of small integers such as 3/7."""
+    """floor(rho n), at most P, for n = 0 .. P; exact where rho is a ratio such as 3/7."""
     ratio = Fraction(rho).limit_denominator(10_000)
-    return [math.floor(ratio * n) for n in range(P + 1)]
+    return [min(P, math.floor(ratio * n)) for n in range(P + 1)]

@@ -120,8 +120,12 @@ class RecallTask:
 
     def verify(self, answer: str, prompt: Prompt) -> bool:
         """Whether an untrusted answer is the fact's value."""
-        text = answer.strip().rstrip(".")
+        text = self.canonical(answer, prompt)
         return _VALUE.fullmatch(text) is not None and int(text) == int(prompt.gold["answer"])
+
+    def canonical(self, answer: str, prompt: Prompt) -> str:
+        """Without a last full stop."""
+        return answer.strip().rstrip(".")
 
     def right_answer(self, prompt: Prompt) -> str:
         """The value."""

@@ -87,6 +87,12 @@ class Task(Protocol):
         Where that is slow, `verify_all` takes (answer, prompt) pairs and gives a list.
         """
 
+    def canonical(self, answer: str, prompt: Prompt) -> str:
+        """An (untrusted) answer in a form that is equal for answers that mean the same.
+
+        Self-consistency counts those. It knows no gold answer. Never raises.
+        """
+
 
 def id_of(question: str) -> int:
     """An id for a prompt that is of no split: the same question has the same one."""

@@ -143,11 +143,14 @@ def report(regimes: Mapping[str, Study], path: str | Path, console: rich.console
     text = json.dumps([dataclasses.asdict(point) for point in found], indent=1, allow_nan=False)
     (path / "regimes.json").write_text(text + "\n", encoding="utf-8")
     axis = f"{label(REFERENCE)} − rival, overall accuracy at the cap (points)"
-    figures.differences(_drawn(found), path / "regimes.png", axis)
+    drawn = _drawn(found)
+    if drawn:
+        figures.differences(drawn, path / "regimes.png", axis)
     for name, study in regimes.items():
         _draw_sweeps(name, study, path)
     console.print(written, markup=False, soft_wrap=True)
-    console.print(f"regimes.md, regimes.json and regimes.png are in {path}")
+    names = ["regimes.md", "regimes.json"] + ["regimes.png"] * bool(drawn)
+    console.print(f"{', '.join(names)} are in {path}")
 
 
 # --- points ---
@@ -163,7 +166,7 @@ def measure(name: str, study: Study, path: Path) -> Iterator[Point]:
     yield _point(name, study, study.methods[REFERENCE], seeds, main, "test")
     for sweep, settings in study.sweeps.items():
         if REFERENCE in settings.methods:
-            few = seeds[: settings.seeds]
+            few = _swept(study, sweep, seeds)
             setting = settings.setting.removeprefix("learning.")
             for title, policies in _along(study, sweep, few):
                 reference = _experiment(study, policies[REFERENCE])
@@ -211,8 +214,13 @@ def _policies(study: Study, sweep: str, value: Any) -> dict[str, str]:
     }
 
 
+def _swept(study: Study, sweep: str, seeds: Sequence[Seed]) -> list[Seed]:
+    return [seed for seed in seeds if seed.seed in study.swept(sweep)]
+
+
 def _complete(seeds: Sequence[Seed], policies: Mapping[str, str], split: str) -> bool:
-    return all(
+    """Whether there are seeds, and all of them have all of it."""
+    return bool(seeds) and all(
         seed.workdir.records(f"{policy}{'' if split == 'test' else f'.{split}'}").exists()
         for seed in seeds
         for policy in policies.values()
@@ -405,7 +413,7 @@ def _draw_sweeps(name: str, study: Study, path: Path) -> None:
     """A picture of every sweep whose values are all there: overall accuracy, seed by seed."""
     seeds, cap = seeds_of(study, path / name), study.base.evaluation.cap
     for sweep, settings in study.sweeps.items():
-        few = seeds[: settings.seeds]
+        few = _swept(study, sweep, seeds)
         at = [_policies(study, sweep, value) for value in settings.at]
         if not all(_complete(few, policies, "validation") for policies in at):
             continue

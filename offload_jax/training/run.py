@@ -155,7 +155,7 @@ class Job:
             seed=self.experiment.seed,
             batch=settings.batch,
             usage=settings.usage,
-            ask_all=True,
+            ask_all=split != "train",  # what routers learn from needs no cloud
             fallbacks=True,
             samples=samples,
         )

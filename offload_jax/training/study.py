@@ -89,16 +89,18 @@ class Sweep:
     setting: str  # path in the experiment, such as "learning.reward.call"
     at: tuple
     methods: tuple  # names in `methods`
-    seeds: int  # the first so many of the study's seeds
+    seeds: tuple  # at which it is trained, of those of the study
 
     def __post_init__(self):
-        for name in ("at", "methods"):
+        for name in ("at", "methods", "seeds"):
             require(len(getattr(self, name)) > 0, f"{name} must not be empty.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
     """What is compared.
+
+    A sweep is trained at those of its seeds that are the study's: none of them, and it is left out.
 
     Attributes:
         seeds: of the runs.
@@ -122,6 +124,10 @@ class Study:
     def base(self) -> Experiment:
         """One method's experiment; all share it, but for `learning` and the group size."""
         return self.methods[self.routed or REFERENCE]
+
+    def swept(self, sweep: str) -> tuple[int, ...]:
+        """The seeds at which a sweep is trained."""
+        return tuple(seed for seed in self.seeds if seed in self.sweeps[sweep].seeds)
 
 
 def from_config(config: Mapping[str, Any]) -> Study:
@@ -191,6 +197,7 @@ def _sections(config: Mapping[str, Any]) -> dict[str, Any]:
         require(key in config, f"config.{key} is missing.")
     for key in ("base", "methods", "routers", "sweeps"):
         require(isinstance(config[key], Mapping), f"config.{key} must be a section.")
+    require("seed" not in config["base"], "config.base.seed: seeds are listed in config.seeds.")
     samples = config["samples"]
     require(
         type(samples) is int and samples >= 0,
@@ -248,10 +255,7 @@ def _check_router(settings: RouterSettings, base: Experiment, path: str) -> None
 def _variant(config, base: Experiment, name: str, sweep: Sweep, method: str, value: Any):
     path = f"config.sweeps.{name}"
     require(method in config["methods"], f"{path}.methods: {method!r} is not in config.methods.")
-    require(
-        1 <= sweep.seeds <= len(config["seeds"]),
-        f"{path}.seeds is {sweep.seeds}; config.seeds has {len(config['seeds'])}.",
-    )
+    require(sweep.setting != "seed", f"{path}.setting is seed; seeds are listed in config.seeds.")
     changes = value
     for key in reversed(sweep.setting.split(".")):
         changes = {key: changes}
@@ -263,6 +267,7 @@ def _variant(config, base: Experiment, name: str, sweep: Sweep, method: str, val
 
 def _experiment(base: Mapping, changes: Mapping, seed: int, path: str) -> Experiment:
     require(isinstance(changes, Mapping), f"{path} must be a section.")
+    require("seed" not in changes, f"{path}.seed: seeds are listed in config.seeds.")
     try:
         return experiment_from_config({**_merged(base, changes), "seed": seed})
     except ValueError as error:
@@ -289,6 +294,12 @@ def compute(study: Study, path: str | Path, console: rich.console.Console) -> No
         RunError: a loss or gradient is not finite.
     """
     workdirs = prepare(study, path)
+    for name, sweep in study.sweeps.items():
+        if not study.swept(name):
+            seeds = ", ".join(map(str, sweep.seeds))
+            console.print(
+                f"Sweep {name} is left out: config.seeds has none of its seeds ({seeds})."
+            )
     base, mesh, path = study.base, make_mesh(study.base.mesh), Path(path).resolve()
     keep_programs(path / "cache")
     for seed, workdir in workdirs.items():
@@ -350,8 +361,7 @@ def _compute_seed(study: Study, job: Job, console: rich.console.Console) -> None
         if name == study.routed:
             _route(study, job, params, console)
     for (sweep, method, value), experiment in study.variants.items():
-        settings = study.sweeps[sweep]
-        if experiment == study.methods[method] or seed not in study.seeds[: settings.seeds]:
+        if experiment == study.methods[method] or seed not in study.swept(sweep):
             continue  # the method's own run has that value
         name = variant_name(sweep, method, value)
         params = job.post_train(name, start, _seeded(experiment, seed))
@@ -417,7 +427,8 @@ def _examples(job: Job, settings: RouterSettings, records: Sequence[Record]) -> 
             row[: record.device_tokens] = record.response_tokens
         own = np.array([record.device_tokens for record in records], np.int32)
         tokens, lengths = prompts_with_responses(tokens, lengths, responses, own)
-    wrong = np.array([not record.device_correct for record in records])
+    # Where a router is used the policy may not call: it answers by its fallback instead.
+    wrong = np.array([not (record.device_correct or record.fallback_correct) for record in records])
     return Examples(tokens, lengths, wrong)
 
 

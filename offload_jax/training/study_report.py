@@ -14,7 +14,7 @@ from offload_jax.evaluation.budgets import (
     random_curve,
 )
 from offload_jax.evaluation.comparison import Entry, as_json, compare, latex, markdown, terminal
-from offload_jax.evaluation.figures import bars, budget_curves, sweep, training_curves
+from offload_jax.evaluation.figures import bars, budget_curves, sweep, training_curves, written
 from offload_jax.evaluation.metrics import (
     OverCap,
     capped,
@@ -64,7 +64,8 @@ def report(
     _budgets(rows, base, figures / "budgets.png")
     _filter(study, rows, figures / "filter.png")
     _difficulty(study, seeds, figures / "difficulty.png")
-    swept = {name: _swept(study, seeds, name, over_cap) for name in study.sweeps}
+    there = [name for name in study.sweeps if study.swept(name)]
+    swept = {name: _swept(study, seeds, name, over_cap) for name in there}
     for name, measured in swept.items():
         _sweep_figure(study.sweeps[name], measured, figures / f"{name}.png")
     if swept:
@@ -152,7 +153,9 @@ def _swept(
         for method in settings.methods:
             same = study.variants[name, method, value] == study.methods[method]
             policy = method if same else variant_name(name, method, value)
-            for seed in seeds[: settings.seeds]:
+            for seed in seeds:
+                if seed.seed not in study.swept(name):
+                    continue
                 results = seed.results(policy, "validation")
                 if method == study.routed:
                     results = without_calls(results)  # as in the table: it is not meant to call
@@ -194,7 +197,7 @@ def _sweep_tables(study: Study, swept: dict[str, dict[str, list[list[float]]]]) 
     lines = []
     for name, measured in swept.items():
         settings = study.sweeps[name]
-        values = " | ".join(v if isinstance(v, str) else f"{v:g}" for v in settings.at)
+        values = " | ".join(map(written, settings.at))
         lines += [f"| {settings.setting} | {values} |", "|---|" + "---:|" * len(settings.at)]
         for what, cells in measured.items():
             lines.append(f"| {what} | {' | '.join(f'{np.mean(cell):.1f}' for cell in cells)} |")

@@ -7,7 +7,7 @@
 | Task-Tuning Only | `routed` | no one |
 | & Naive Offloading | `routed` | a random share, the cap |
 | & Router, & log-probability, & self-consistency, & P(call) | `routed` | score above a threshold |
-| & oracle | `routed` | first those that the device misses and the cloud solves |
+| & oracle | `routed` | those that the cloud alone solves, never one that the device alone does |
 | every other method | its own | who calls |
 | + dial | its own | P(call) above a threshold |
 
@@ -135,6 +135,7 @@ def _routed_rows(study: Study, seed: Seed) -> dict[str, Entry]:
         rows[name] = routed(seed, validation, test, score(validation), score(test), cap)
     perfect = oracle_scores(test)
     chosen = top_scores(perfect, test.prompt_ids, offload_limit(len(perfect), cap), seed.seed)
+    chosen &= perfect >= 0
     rows["& oracle"] = _asked(test, outcome_of(test, chosen, "the oracle"), chosen, perfect, True)
     return rows
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from offload_jax.evaluation.budgets import budget_curve
+from offload_jax.evaluation.comparison import _oracle
 from offload_jax.evaluation.metrics import capped, cloud_only, overall_accuracy
 from offload_jax.evaluation.records import columns, read_records, share_cloud, write_records
 from tests.evaluation.samples import record
@@ -43,10 +44,17 @@ def test_the_cloud_alone_is_the_device_where_it_fails():
     assert outcome.degraded.sum() == 2 and outcome.correct.tolist() == [1, 0, 1, 1, 0]
 
 
-def test_offloading_a_prompt_whose_cloud_fails_changes_nothing():
+def test_offloading_a_prompt_whose_cloud_fails_leaves_it_to_the_devices_fallback():
     results = columns(RECORDS)
     curve = budget_curve(results, np.arange(5)[::-1].astype(float), seed=0, points=6)
-    assert (5 * curve.accuracy).round().tolist() == [1, 1, 1, 2, 2, 1 + 1]
+    assert (5 * curve.accuracy).round().tolist() == [1, 2, 2, 3, 3, 3]
+    assert 5 * curve.accuracy[-1] == cloud_only(results).correct.sum()
+
+
+@pytest.mark.parametrize("cap", [0.0, 0.2, 0.4, 0.6, 1.0])
+def test_no_policy_is_above_the_oracle_where_the_cloud_fails(cap):
+    results = columns(RECORDS)
+    assert _oracle(results, cap) >= overall_accuracy(capped(results, cap, seed=0)).value
 
 
 def test_an_answer_that_another_policys_records_hold_heals_a_failure():

@@ -11,6 +11,7 @@ from offload_jax.evaluation.usage import UsageConfig
         (["7", "8", None, None], 1 / 4),
         ([None, None], 0),
         (["7", "7"], 1),
+        (["", "", "7"], 1 / 3),
     ],
 )
 def test_agreement_is_the_share_of_the_most_frequent_answer(answers, share):

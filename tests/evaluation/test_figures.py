@@ -89,7 +89,9 @@ def test_budget_curves_show_the_mean_over_seeds_in_percent(tmp_path, drawn):
     assert len(labelled(drawn, "Random")) == len(labelled(drawn, "oracle")) == 1
 
 
-@pytest.mark.parametrize("values", [[0, 0.5, 1], [1e-4, 1e-3, 1e-2], ["on", "off", "half"]])
+@pytest.mark.parametrize(
+    "values", [[0, 0.5, 1], [1e-4, 1e-3, 1e-2], ["on", "off", "half"], [None, 2.0, True]]
+)
 def test_a_sweep_is_drawn_over_numbers_and_words(tmp_path, values):
     path = tmp_path / "sweep.png"
     sweep(values, {"GAPG": [[70, 72], [75], [71, 74]], "rival": [[60], [], [62]]}, "x", "y", path)

@@ -108,7 +108,15 @@ def test_without_the_filter_every_prompt_is_kept():
 @pytest.mark.parametrize("rho", [3 / 7, 0.3, 0.29, 1 / 3, 0.0, 2.5])
 def test_the_cap_is_the_exact_floor(rho):
     exact = Fraction(rho).limit_denominator(100)
-    assert d2_caps(rho, 700) == [n * exact.numerator // exact.denominator for n in range(701)]
+    floors = [n * exact.numerator // exact.denominator for n in range(701)]
+    assert d2_caps(rho, 700) == [min(700, floor) for floor in floors]
+
+
+def test_as_large_a_rho_as_you_like_keeps_every_prompt_that_only_the_cloud_solves():
+    assert d2_caps(1e300, 4) == [0, 4, 4, 4, 4]
+    judged = only_calls(1)
+    d1, d2 = run(judged, FilterConfig(rho=1e300))
+    assert d2.sum() == P - d1.sum()
 
 
 def test_a_negative_rho_is_refused():

@@ -78,6 +78,11 @@ def test_an_answer_is_an_integer_and_never_evaluated(task, answer, right):
     assert task.verify(answer, prompt) is right
 
 
+def test_the_same_integer_is_the_same_answer(task):
+    prompt = task.prompts("test")[0]
+    assert {task.canonical(answer, prompt) for answer in ("4,200", " 4200.", "4200")} == {"4200"}
+
+
 def test_the_clouds_answers_are_judged_as_meant(task):
     rng = random.Random(0)
     for prompt in task.prompts("test"):

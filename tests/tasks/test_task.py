@@ -30,6 +30,15 @@ def test_prompts_can_be_sent_to_another_process(task):
     assert pickle.loads(pickle.dumps(prompts))[3] == prompts[3]
 
 
+def test_expressions_that_come_to_the_same_are_the_same_answer():
+    task, prompt = make_task("countdown", "unused"), make_prompt(5, [3, 7, 25], 46)
+    forms = ["25 + 3 * 7", "3*7 + 25", "25 + 7 * 3", "(7*3)+25"]
+    assert {task.canonical(form, prompt) for form in forms} == {"= 46"}
+    # 46 is no expression of the numbers, and neither is one that needs another number.
+    others = ["46", "23 * 2", "25 + 7", "25 / 7", "__import__('os')", ""]
+    assert len({task.canonical(other, prompt) for other in others} | {"= 46"}) == 7
+
+
 def test_the_devices_template_is_compact():
     prompt = make_prompt(5, [3, 7, 25], 46)
     task = make_task("countdown", "unused")

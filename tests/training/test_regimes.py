@@ -1,9 +1,11 @@
 """A map of regimes: studies side by side, read from what they left."""
 
 import copy
+import dataclasses
 import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +49,7 @@ def config(tiny):
             study.base.update_from_flattened_dict(overrides)
         del study.methods.collaboration_aware
         for sweep in study.sweeps.values():
-            sweep.at, sweep.methods, sweep.seeds = (0.45, 0.6), (RIVAL, "gapg"), 1
+            sweep.at, sweep.methods, sweep.seeds = (0.45, 0.6), (RIVAL, "gapg"), (200,)
     config = config.to_dict()
     for study in config["regimes"].values():
         study["base"]["mesh"] = SHAPE
@@ -83,6 +85,16 @@ def test_the_map_has_what_is_complete_and_names_the_rest(finished):
     assert (path / "regimes.png").stat().st_size > 10_000
     assert not (path / "early").exists()
     assert [file.name for file in path.glob("*.*.png")] == ["common.call_reward.png"]
+
+
+def test_a_regime_without_a_rival_has_a_table_and_no_picture(finished, tmp_path):
+    studies, path = finished
+    study = studies["arithmetic"]
+    alone = dataclasses.replace(study, methods={"gapg": study.methods["gapg"]}, sweeps={})
+    shutil.copytree(path / "arithmetic", tmp_path / "arithmetic")
+    regimes.report({"arithmetic": alone}, tmp_path, quiet())
+    assert "| arithmetic |" in (tmp_path / "regimes.md").read_text()
+    assert not (tmp_path / "regimes.png").exists()
 
 
 def test_its_numbers_follow_from_records_and_metrics(finished):

@@ -8,20 +8,25 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import rich.console
 
 from offload_jax.evaluation.metrics import capped
+from offload_jax.evaluation.records import columns, read_records
+from offload_jax.tasks.countdown.task import CountdownTask
 from offload_jax.training import study as study_module
+from offload_jax.training import study_table
 from offload_jax.training.study import compute, from_config, read_scores, variant_name
 from offload_jax.training.study_report import report
 from offload_jax.training.study_table import entries, seeds_of
+from tests.evaluation.samples import many, record
 
 CONFIG = Path(__file__).parents[2] / "configs" / "countdown_cpu_table.py"
 SHAPE = {"data": 2, "fsdp": 1, "tensor": 1}
-SWEEP = {"setting": "sampling.group", "at": (2,), "methods": ("gapg",), "seeds": 1}
+SWEEP = {"setting": "sampling.group", "at": (2,), "methods": ("gapg",), "seeds": (0,)}
 
 
 def config_of(size, tiny=None):
@@ -49,7 +54,7 @@ def settings(tiny):
             "setting": "learning.reward.call",
             "at": (0.1, 0.45),
             "methods": ("gapg",),
-            "seeds": 1,
+            "seeds": (0, 7),
         }
     }
     return config
@@ -134,6 +139,37 @@ def test_rows_follow_from_records_and_scores(finished):
             assert entry.outcome.offloaded.mean() <= cap or row is rows["Cloud LLM"]
 
 
+def test_what_routers_learn_from_costs_no_calls(finished):
+    study, path = finished
+    for seed in seeds_of(study, path):
+        records = read_records(seed.workdir.records("task_tuned.train"))
+        assert len(records) > 8
+        assert all((record.cloud_correct is not None) == record.called for record in records)
+
+
+def test_a_router_learns_whom_the_device_fails_by_its_fallback_too(finished):
+    records = [record(0, "right"), record(1, "wrong")]
+    records += [record(2, "call", fallback=True), record(3, "call", fallback=False)]
+    study, path = finished
+    job = SimpleNamespace(sampler=SimpleNamespace(task=CountdownTask(path)), experiment=study.base)
+    examples = study_module._examples(job, study.routers["prompt_router"], records)
+    assert examples.wrong.tolist() == [False, True, False, True]
+
+
+def test_a_sweep_is_left_out_where_the_study_has_none_of_its_seeds(settings):
+    study = from_config({**settings, "seeds": (1,)})
+    assert study.swept("call_reward") == ()
+    assert from_config(settings).swept("call_reward") == (0,)
+
+
+def test_the_row_of_the_oracle_gives_away_nothing_that_the_device_alone_solves():
+    results = columns(many(["right"] * 9 + ["wrong"], [False] * 10))
+    seed = SimpleNamespace(seed=0, results=lambda policy, split="test": results)
+    study = dataclasses.replace(from_config(config_of("main")), routers={}, samples=0)
+    outcome = study_table._routed_rows(study, seed)["& oracle"].outcome
+    assert outcome.correct.sum() == 9 and outcome.offloaded.sum() <= 1
+
+
 def test_a_variant_with_the_methods_own_value_is_not_trained_again(finished):
     _, path = finished
     names = {path.stem for path in (path / "seed0" / "records").glob("*.jsonl")}
@@ -188,6 +224,16 @@ def test_scores_of_other_prompts_are_refused(finished):
         ({"seeds": 3}, r"config\.seeds is 3; it must be different integers"),
         ({"seeds": (0, -1)}, r"config\.seed must be between 0"),
         ({"samples": "8"}, r"config\.samples is '8'"),
+        ({"base": {"seed": 7}}, r"config\.base\.seed: seeds are listed in config\.seeds"),
+        (
+            {"methods": {"task_tuned": {"seed": 7}, "gapg": {}}},
+            r"config\.methods\.task_tuned\.seed: seeds are listed in config\.seeds",
+        ),
+        (
+            {"sweeps": {"a": {**SWEEP, "setting": "seed", "at": (1, 2)}}},
+            r"config\.sweeps\.a\.setting is seed; seeds are listed in config\.seeds",
+        ),
+        ({"sweeps": {"a": {**SWEEP, "seeds": ()}}}, r"config\.sweeps\.a.*seeds must not be empty"),
         ({"methods": None}, r"config\.methods must be a section"),
         (
             {"methods": {"task_tuned": {"learning": {"stepz": 3}}}},

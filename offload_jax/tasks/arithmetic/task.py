@@ -113,9 +113,13 @@ class ArithmeticTask:
 
     def verify(self, answer: str, prompt: Prompt) -> bool:
         """Whether an untrusted answer is the integer; thousands may be parted by commas."""
-        text = answer.strip().rstrip(".")
-        text = text.replace(",", "") if len(text) <= 64 else ""
+        text = self.canonical(answer, prompt)
         return _INTEGER.fullmatch(text) is not None and int(text) == prompt.gold["answer"]
+
+    def canonical(self, answer: str, prompt: Prompt) -> str:
+        """Without commas and a last full stop; of what is too long for an integer, nothing."""
+        text = answer.strip().rstrip(".")
+        return text.replace(",", "") if len(text) <= 64 else ""
 
     def right_answer(self, prompt: Prompt) -> str:
         """The integer."""

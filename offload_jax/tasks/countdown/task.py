@@ -69,6 +69,11 @@ class CountdownTask:
         """Whether an untrusted expression reaches the target exactly; never raises."""
         return verifier.verify(answer, prompt.gold["numbers"], prompt.gold["target"])
 
+    def canonical(self, answer: str, prompt: Prompt) -> str:
+        """`= 46` for an expression of the prompt's numbers that comes to it; else the text."""
+        value = verifier.value(answer, prompt.gold["numbers"])
+        return answer.strip() if value is None else f"= {value}"
+
     def examples(
         self, prompts: Sequence[Prompt], rng: random.Random, config: traces.TraceConfig
     ) -> list[str]:

@@ -155,6 +155,13 @@ def normalise(text: str) -> str:
     return text
 
 
+def canonical(text: str) -> str:
+    """The same text for answers that are equal but for layout or the writing of a number."""
+    text = normalise(text[:LONGEST])
+    number = _number(text)
+    return _SPACE.sub("", text) if number is None else str(number)
+
+
 def _at_once(answer: str, gold: str) -> bool | None:
     """The verdict where none of algebra is needed, else None."""
     if len(answer) > LONGEST or not answer.strip():

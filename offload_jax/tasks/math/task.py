@@ -9,7 +9,7 @@ from offload_jax.settings import require
 from offload_jax.tasks import parsing, prompts
 from offload_jax.tasks.math import answers, builder
 from offload_jax.tasks.math.config import MathConfig, SolutionConfig
-from offload_jax.tasks.math.grading import shared_grader
+from offload_jax.tasks.math.grading import canonical, shared_grader
 from offload_jax.tasks.math.sources import Problem, find, fingerprint
 from offload_jax.tasks.task import Parsed, Prompt, id_of
 from offload_jax.vocabulary import Vocabulary
@@ -102,6 +102,10 @@ class MathTask:
     def verify_all(self, pairs: Sequence[tuple[str, Prompt]]) -> list[bool]:
         """The same for many at once, by all workers."""
         return self._grader.grade([(answer, prompt.gold["answer"]) for answer, prompt in pairs])
+
+    def canonical(self, answer: str, prompt: Prompt) -> str:
+        """A number as a number, all else as text without layout: no algebra."""
+        return canonical(answer)
 
     def right_answer(self, prompt: Prompt) -> str:
         """The gold answer."""

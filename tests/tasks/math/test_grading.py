@@ -98,6 +98,16 @@ def test_equal_texts_and_written_numbers_need_no_worker(monkeypatch):
     assert Grader(1, 1.0).grade(list(pairs)) == list(pairs.values())
 
 
+def test_answers_that_differ_in_layout_or_in_how_a_number_is_written_are_the_same():
+    for forms in (
+        ["1,000", "1000", "$1000$", "1000."],
+        ["\\frac{1}{2}", "\\dfrac{1}{2}", "2/4", "0.5"],
+        ["\\left(1, 2\\right)", "(1,2)"],
+    ):
+        assert len({grading.canonical(form) for form in forms}) == 1
+    assert len({grading.canonical(form) for form in ("4 2", "42", "x+1", "1/0", "")}) == 5
+
+
 def test_several_threads_may_ask_at_once(grader):
     pairs = [(f"u+{i}", f"{i}+u") for i in range(12)]
     with ThreadPoolExecutor(4) as pool:
