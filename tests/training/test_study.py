@@ -153,7 +153,7 @@ def test_a_router_learns_whom_the_device_fails_by_its_fallback_too(finished):
     study, path = finished
     job = SimpleNamespace(sampler=SimpleNamespace(task=CountdownTask(path)), experiment=study.base)
     examples = study_module._examples(job, study.routers["prompt_router"], records)
-    assert examples.wrong.tolist() == [False, True, False, True]
+    assert examples.labels.tolist() == [False, True, False, True]
 
 
 def test_a_sweep_is_left_out_where_the_study_has_none_of_its_seeds(settings):
