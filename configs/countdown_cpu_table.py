@@ -2,8 +2,8 @@
 
 `main`, the default, trains the rows of the main table with three seeds; `:sweeps` adds reward,
 group size and budget sweeps, `:tuning` and `:finalists` are the grids in which every method's
-settings were chosen; `:first` is the table before the finalists; `:smoke` does every step in
-minutes.
+settings were chosen; `:first` is the table before the finalists; `:at_03` adds every method that
+calls with a lower reward for it to the main table; `:smoke` does every step in minutes.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ SWEPT = (0,)  # the seed of the sweeps
 
 def get_config(size: str = "main") -> ConfigDict:
     """The study: `main`, with `sweeps`, a grid of settings, or another form of it."""
-    sizes = ("main", "sweeps", "tuning", "finalists", "first", "smoke")
+    sizes = ("main", "sweeps", "tuning", "finalists", "first", "at_03", "smoke")
     if size not in sizes:
         raise ValueError(f"{Path(__file__).name} takes {', '.join(sizes)}, not {size!r}.")
     config = ConfigDict()
@@ -69,6 +69,11 @@ def get_config(size: str = "main") -> ConfigDict:
         config.sweeps = ConfigDict(_tuning(config))
         if size == "finalists":
             _keep_finalists(config)
+    elif size == "at_03":
+        for name in set(config.methods) - {config.routed}:
+            lower = config.methods[name].copy_and_resolve_references()
+            lower.update({"learning": {"reward": {"call": 0.3}}})
+            config.methods[f"{name}_at_03"] = lower
     elif size in ("sweeps", "smoke"):
         config.sweeps = ConfigDict(_sweeps())
     if size == "smoke":
