@@ -148,14 +148,13 @@ def _swept(
     settings = study.sweeps[name]
     measured: dict[str, list[list[float]]] = {}
     budgets = _budgets_trained_for(settings)
+    few = [seed for seed in seeds if seed.seed in study.swept(name)]
     for i, value in enumerate(settings.at):
         cap = budgets[i] if budgets else study.base.evaluation.cap
         for method in settings.methods:
             same = study.variants[name, method, value] == study.methods[method]
             policy = method if same else variant_name(name, method, value)
-            for seed in seeds:
-                if seed.seed not in study.swept(name):
-                    continue
+            for seed in few:
                 results = seed.results(policy, "validation")
                 if method == study.routed:
                     results = without_calls(results)  # as in the table: it is not meant to call
