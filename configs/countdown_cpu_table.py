@@ -132,7 +132,7 @@ def _sweeps() -> dict:
 
 
 def _tuning(config: ConfigDict) -> dict:
-    """The grid of every method alike, for choosing on validation prompts (sweeps.md)."""
+    """The grid of every method alike, for choosing on validation prompts (validation.md)."""
     every = tuple(config.methods)
     callers = tuple(name for name in every if name != config.routed)
     return {

@@ -1,11 +1,12 @@
 """A study's table and figures, from records, scores and metrics alone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import rich.console
+from jaxtyping import Bool
 
 from offload_jax.evaluation.budgets import (
     Curve,
@@ -42,7 +43,7 @@ def report(
     console: rich.console.Console,
     over_cap: OverCap = "wrong",
 ) -> None:
-    """Writes table.{md,tex,json}, sweeps.md and figures/, and prints the table."""
+    """Writes table.{md,tex,json}, validation.md and figures/, and prints the table."""
     path, cap = Path(path).resolve(), study.base.evaluation.cap
     rows, seeds = entries(study, path, over_cap), seeds_of(study, path)
     base = START if study.routed is None else label(study.routed)
@@ -68,10 +69,10 @@ def report(
     swept = {name: _swept(study, seeds, name, over_cap) for name in there}
     for name, measured in swept.items():
         _sweep_figure(study.sweeps[name], measured, figures / f"{name}.png")
-    if swept:
-        (path / "sweeps.md").write_text(_sweep_tables(study, swept), encoding="utf-8")
+    tables = [_validation(study, seeds, over_cap), *_sweep_tables(study, swept)]
+    (path / "validation.md").write_text("\n".join(tables), encoding="utf-8")
     console.print(terminal(comparison))
-    console.print(f"table.md, table.tex, table.json and figures are in {path}")
+    console.print(f"table.md, table.tex, table.json, validation.md and figures are in {path}")
 
 
 def _training(study: Study, seeds: Sequence[Seed], path: Path) -> None:
@@ -155,14 +156,7 @@ def _swept(
             same = study.variants[name, method, value] == study.methods[method]
             policy = method if same else variant_name(name, method, value)
             for seed in few:
-                results = seed.results(policy, "validation")
-                if method == study.routed:
-                    results = without_calls(results)  # as in the table: it is not meant to call
-                found = {
-                    "overall": capped(results, cap, seed.seed, over_cap).correct,
-                    "local": results.device_correct,
-                    "calls": results.called,
-                }
+                found = _found(seed, policy, method == study.routed, cap, over_cap)
                 if budgets:
                     one_for_all = seed.results(method, "validation")
                     by_dial = dialled(one_for_all, cap, seed.seed).correct
@@ -173,6 +167,20 @@ def _swept(
                     )
                     cells[i].append(100 * float(hits.mean()))
     return measured
+
+
+def _found(
+    seed: Seed, policy: str, routed: bool, cap: float, over_cap: OverCap
+) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Per measure the validation prompts that count."""
+    results = seed.results(policy, "validation")
+    if routed:
+        results = without_calls(results)  # as in the table: it is not meant to call
+    return {
+        "overall": capped(results, cap, seed.seed, over_cap).correct,
+        "local": results.device_correct,
+        "calls": results.called,
+    }
 
 
 def _budgets_trained_for(settings: Sweep) -> list[float] | None:
@@ -191,14 +199,25 @@ def _sweep_figure(settings: Sweep, measured: dict[str, list[list[float]]], path:
     sweep(x, measured, x_label, "percent of validation prompts", path)
 
 
-def _sweep_tables(study: Study, swept: dict[str, dict[str, list[list[float]]]]) -> str:
+def _validation(study: Study, seeds: Sequence[Seed], over_cap: OverCap) -> str:
+    """The methods on validation prompts: what settings may be chosen by; test prompts may not."""
+    cap, rows = study.base.evaluation.cap, []
+    for method in ordered(study.methods):
+        found = [_found(seed, method, method == study.routed, cap, over_cap) for seed in seeds]
+        cells = (100 * np.mean([hits[what].mean() for hits in found]) for what in found[0])
+        rows.append(f"| {label(method)} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+    prompts, of = found[0]["overall"].size, f"mean of {len(seeds)} seeds"
+    title = f"percent of {prompts:,} validation prompts, {of if len(seeds) > 1 else 'one seed'}"
+    head = [f"| {title} | overall | local | calls |", "|---|---:|---:|---:|"]
+    return "\n".join([*head, *rows, ""])
+
+
+def _sweep_tables(study: Study, swept: dict[str, dict[str, list[list[float]]]]) -> Iterator[str]:
     """The numbers behind the figures: percent of validation prompts, means over seeds."""
-    lines = []
     for name, measured in swept.items():
         settings = study.sweeps[name]
         values = " | ".join(map(written, settings.at))
-        lines += [f"| {settings.setting} | {values} |", "|---|" + "---:|" * len(settings.at)]
+        lines = [f"| {settings.setting} | {values} |", "|---|" + "---:|" * len(settings.at)]
         for what, cells in measured.items():
             lines.append(f"| {what} | {' | '.join(f'{np.mean(cell):.1f}' for cell in cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+        yield "\n".join([*lines, ""])

@@ -52,6 +52,10 @@ LABELS = {
     "collaboration_aware": "Collaboration-Aware (Dr.GRPO)",
     "gapg_without_filter": "GAPG without filter",
     "gapg": "GAPG",
+    "collaboration_aware_grpo_at_03": "Collaboration-Aware (GRPO), α_c 0.3",
+    "collaboration_aware_at_03": "Collaboration-Aware (Dr.GRPO), α_c 0.3",
+    "gapg_without_filter_at_03": "GAPG without filter, α_c 0.3",
+    "gapg_at_03": "GAPG, α_c 0.3",
 }  # in the order of the table
 
 

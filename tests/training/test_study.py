@@ -74,15 +74,25 @@ def quiet():
 
 
 def test_it_leaves_tables_and_figures(finished):
-    _, path = finished
+    study, path = finished
     for name in ("table.md", "table.tex", "table.json", "study.json"):
         assert (path / name).stat().st_size > 0
     for name in ("training", "budgets", "difficulty", "call_reward"):
         assert (path / "figures" / f"{name}.png").stat().st_size > 10_000
-    swept = (path / "sweeps.md").read_text()
+    methods, swept = (path / "validation.md").read_text().split("\n\n")
     assert swept.startswith(
         "| learning.reward.call | 0.1 | 0.45 |\n|---|---:|---:|\n| GAPG: overall |"
     )
+    title, _, *rows = [line.strip("| ").split(" | ") for line in methods.splitlines()]
+    assert title[0].endswith("mean of 2 seeds")
+    assert [row[0] for row in rows] == [
+        "Task-Tuning Only",
+        "Collaboration-Aware (Dr.GRPO)",
+        "GAPG",
+    ]
+    tuned = [seed.results("task_tuned", "validation") for seed in seeds_of(study, path)]
+    alone = 100 * np.mean([results.device_correct.mean() for results in tuned])
+    assert rows[0][1:3] == [f"{alone:.1f}", f"{alone:.1f}"]
     table = json.loads((path / "table.json").read_text())
     assert [method["name"] for method in table["methods"]] == [
         "Cloud LLM",
