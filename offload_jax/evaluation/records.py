@@ -5,6 +5,7 @@ questioned, or cut another way, long after the run.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -99,6 +100,13 @@ class Record:
         for name in (*_COUNTS, "device_seconds", *_CLOUD_AMOUNTS):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"a record's {name} cannot be negative: {getattr(self, name)}")
+        if len(self.response_tokens) != self.device_tokens:
+            raise ValueError(
+                f"a record of {len(self.response_tokens)} response_tokens cannot have "
+                f"device_tokens={self.device_tokens}"
+            )
+        if self.logprob > _ROUNDING:
+            raise ValueError(f"a record's logprob cannot be positive: {self.logprob}")
         for name in ("p_call", "agreement"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(
@@ -133,6 +141,7 @@ class Record:
 _TYPES = typing.get_type_hints(Record)
 _CLOUD_AMOUNTS = ("cloud_tokens", "cloud_seconds", "cost")
 _FLOATS = ("logprob", "p_call", "agreement", "device_seconds", *_CLOUD_AMOUNTS)
+_ROUNDING = 1e-3  # nats by which a float32 mean of log-probabilities may exceed 0
 _COUNTS = ("prompt_id", "seed", "device_tokens", "prompt_tokens")
 
 
@@ -153,7 +162,7 @@ def _fits(value: Any, expected: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(_fits(item, args[0]) for item in value)
     if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if expected is float:
         return _is_finite(value)
     return isinstance(value, origin or expected)
@@ -171,6 +180,8 @@ def _is_finite(value: Any) -> bool:
 def _in_words(expected: Any) -> str:
     if expected is float:
         return "a finite number"
+    if expected is int:
+        return "a whole number of at most 63 bits"
     if typing.get_origin(expected) is types.UnionType:
         return " or ".join(map(_in_words, typing.get_args(expected))).replace("NoneType", "None")
     if typing.get_origin(expected) is Literal:
@@ -208,6 +219,7 @@ class Columns:
     Attributes:
         policy: the policy's name.
         prompt_ids: distinct prompt ids.
+        contents: a digest of each prompt's question and gold: ids of two draws of a task coincide.
         device_correct: the device's own answer is right.
         called: the response asks for the cloud.
         fallback_known: whether a call's answer, were it refused, is known.
@@ -227,6 +239,7 @@ class Columns:
 
     policy: str
     prompt_ids: Int[np.ndarray, " n"]
+    contents: Int[np.ndarray, " n"]
     device_correct: Bool[np.ndarray, " n"]
     called: Bool[np.ndarray, " n"]
     fallback_known: Bool[np.ndarray, " n"]
@@ -263,6 +276,7 @@ def columns(records: Sequence[Record]) -> Columns:
     return Columns(
         policy=owners[0][0],
         prompt_ids=prompt_ids,
+        contents=np.array([_digest(record) for record in records], np.int64),
         device_correct=np.array([record.device_correct for record in records], bool),
         called=np.array([record.called for record in records], bool),
         fallback_known=np.array([record.fallback_correct is not None for record in records], bool),
@@ -274,6 +288,11 @@ def columns(records: Sequence[Record]) -> Columns:
         # float64 turns None into NaN
         **{name: np.array([getattr(r, name) for r in records], np.float64) for name in _FLOATS},
     )
+
+
+def _digest(record: Record) -> int:
+    text = json.dumps([record.question, record.gold], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big", signed=True)
 
 
 def without_calls(results: Columns) -> Columns:
@@ -301,6 +320,12 @@ def share_cloud(first: Columns, second: Columns) -> tuple[Columns, Columns]:
     tokens, seconds and dollars go with it where a policy's own records do not tell them.
     Raises ValueError where the prompts differ, or where the two disagree about an answer.
     """
+    check_same_cloud(first, second)
+    return _filled(first, second), _filled(second, first)
+
+
+def check_same_cloud(first: Columns, second: Columns) -> None:
+    """Raises ValueError where the prompts differ, or what is known of the cloud's answers."""
     check_same_prompts(first, second)
     both = first.cloud_known & second.cloud_known
     conflict = first.prompt_ids[both & (first.cloud_correct != second.cloud_correct)]
@@ -309,7 +334,6 @@ def share_cloud(first: Columns, second: Columns) -> tuple[Columns, Columns]:
             f"the records of {first.policy} and {second.policy} disagree on whether the cloud "
             f"solves prompt {conflict[0]}: they come from different clouds"
         )
-    return _filled(first, second), _filled(second, first)
 
 
 def _filled(own: Columns, other: Columns) -> Columns:
@@ -327,10 +351,20 @@ def _filled(own: Columns, other: Columns) -> Columns:
 
 
 def check_same_prompts(first: Any, second: Any) -> None:
-    """Raises ValueError unless both (anything with `prompt_ids`) are about the same prompts."""
+    """Raises ValueError unless both (anything with `prompt_ids`) are about the same prompts.
+
+    Of two with `contents`, the prompts of an id must also be the same in words.
+    """
     differing = np.setxor1d(first.prompt_ids, second.prompt_ids)
     if differing.size:
         raise ValueError(
             f"two policies can only be compared on the same prompts, but {differing.size} "
             f"prompts, such as {differing[0]}, are in the records of one only"
         )
+    if isinstance(first, Columns) and isinstance(second, Columns):
+        other = first.prompt_ids[first.contents != second.contents]
+        if other.size:
+            raise ValueError(
+                f"{other.size} prompts, such as {other[0]}, are others in the records of "
+                f"{first.policy} than in those of {second.policy}: they come from different data"
+            )

@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, oldest first; a last line cut short by a kill is left out.
 
-    Raises ValueError naming the file and the line that is not JSON.
+    Raises ValueError naming the file and the line that is not JSON, or without step and stage.
     """
-    return read_lines(path, drop_partial=True)
+    rows = read_lines(path, drop_partial=True)
+    for number, row in enumerate(rows, 1):
+        if type(row.get("step")) is not int or not isinstance(row.get("stage"), str):
+            raise ValueError(f"{path}, line {number}, is not a stage's step.")
+    return rows
 
 
 def _number(name: str, value: Any) -> float | int | None:

@@ -312,10 +312,12 @@ def _binding(
     caps = d2_caps(settings.filter.rho, settings.batch.prompts)
     early, late = [], []
     for seed in seeds:
-        for row in read_metrics(seed.workdir / "metrics.jsonl"):
+        path = seed.workdir / "metrics.jsonl"
+        for row in read_metrics(path):
             if row["stage"] == policy and row.get("d1") is not None:
+                require(row["d1"] in range(len(caps)), f"{path}: d1 is {row['d1']!r:.80}.")
                 part = early if row["step"] <= max(1, settings.steps / 3) else late
-                part.append(row["d2"] == caps[row["d1"]])
+                part.append(row.get("d2") == caps[int(row["d1"])])
     return (float(np.mean(early)), float(np.mean(late))) if early and late else None
 
 
@@ -352,9 +354,10 @@ def _own_calls(found: Sequence[Point], missing: Sequence[str]) -> Block:
             f" prompts offloaded, up to the cap. Methods: overall at the cap / local / calls before"
             f" the cap. {ahead[0] if ahead else ''}: overall accuracy in points, 95 %"
             f" interval (bootstrap over seeds and prompts). D2 at its cap: share of"
-            f" {label(REFERENCE)}'s batches in which the filter had no room left, in the first"
-            f" third of the steps / after it. At each method's best: the value, of the sweep's and"
-            f" the method's own, with its highest overall accuracy on the same validation prompts."
+            f" {label(REFERENCE)}'s batches in which as much of D2 is kept as the filter lets,"
+            f" in the first third of the steps / after it. At each method's best: the value, of the"
+            f" sweep's and the method's own, with its highest overall accuracy on the same"
+            f" validation prompts."
             + (f" Not run: {', '.join(missing)}." if missing else "")
         ),
     )  # fmt: skip

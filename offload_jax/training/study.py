@@ -8,7 +8,7 @@ are made from what it leaves.
 import dataclasses
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -289,6 +289,8 @@ def _merged(base: Any, changes: Any) -> Any:
 def compute(study: Study, path: str | Path, console: rich.console.Console) -> None:
     """Trains and evaluates whatever is missing in the study's workdir.
 
+    Of a seed whose records and scores are all there nothing is opened, with or without weights.
+
     Raises:
         ValueError: settings, devices or workdir do not fit; nothing is computed then.
         RunError: a loss or gradient is not finite.
@@ -304,6 +306,10 @@ def compute(study: Study, path: str | Path, console: rich.console.Console) -> No
     keep_programs(path / "cache")
     for seed, workdir in workdirs.items():
         began = time.perf_counter()
+        if all(file.exists() for file in _results(study, workdir, seed)):
+            claim_policies(path, study)
+            console.print(f"Seed {seed}: everything is there.")
+            continue
         with (
             jax.set_mesh(mesh),
             RunLog(workdir.path) as log,
@@ -348,6 +354,25 @@ def claim_policies(path: Path, study: Study) -> None:
     claim_parts(path / "study.json", claimed)
 
 
+def _results(study: Study, workdir: Workdir, seed: int) -> Iterator[Path]:
+    """The files that a seed's part of the table is made from."""
+    for policy in (BASE, *study.methods):
+        yield workdir.records(policy)
+        yield workdir.records(f"{policy}.validation")
+    for key in _variants(study, seed):
+        yield workdir.records(f"{variant_name(*key)}.validation")
+    for router in study.routers:
+        yield from (scores_path(workdir, router, split) for split in ("validation", "test"))
+
+
+def _variants(study: Study, seed: int) -> Iterator[tuple[str, str, Any]]:
+    """The sweeps' values at which a seed trains: not those that a method's own run has."""
+    for key, experiment in study.variants.items():
+        sweep, method, _ = key
+        if experiment != study.methods[method] and seed in study.swept(sweep):
+            yield key
+
+
 def _compute_seed(study: Study, job: Job, console: rich.console.Console) -> None:
     seed = job.experiment.seed
     start = job.start()
@@ -360,11 +385,9 @@ def _compute_seed(study: Study, job: Job, console: rich.console.Console) -> None
             job.test(name, params, split, samples)
         if name == study.routed:
             _route(study, job, params, console)
-    for (sweep, method, value), experiment in study.variants.items():
-        if experiment == study.methods[method] or seed not in study.swept(sweep):
-            continue  # the method's own run has that value
-        name = variant_name(sweep, method, value)
-        params = job.post_train(name, start, _seeded(experiment, seed))
+    for key in _variants(study, seed):
+        name = variant_name(*key)
+        params = job.post_train(name, start, _seeded(study.variants[key], seed))
         job.test(name, params, "validation")  # settings are not chosen by test prompts
 
 
@@ -441,13 +464,14 @@ def read_scores(path: Path, prompt_ids: Sequence[int]) -> Float[np.ndarray, " n"
     """A router's scores in the order of `prompt_ids`.
 
     Raises:
-        ValueError: the file has other prompts.
+        ValueError: the file has other prompts, or a score that is no probability.
     """
     scores: dict[int, float] = {}
     for number, row in enumerate(read_lines(path), 1):
         prompt, score = row.get("prompt_id"), row.get("score")
-        good = type(prompt) is int and type(score) is float and prompt not in scores
-        require(good, f"{path}, line {number}, is not a prompt_id and its score.")
+        good = type(prompt) is int and type(score) is float and 0 <= score <= 1
+        good = good and prompt not in scores
+        require(good, f"{path}, line {number}, is not a new prompt_id and its score.")
         scores[prompt] = score
     require(set(scores) == set(map(int, prompt_ids)), f"{path} is about other prompts.")
     return np.array([scores[int(i)] for i in prompt_ids], float)

@@ -23,6 +23,7 @@ from offload_jax.evaluation.metrics import (
     overall_accuracy,
 )
 from offload_jax.evaluation.records import read_records, without_calls
+from offload_jax.settings import require
 from offload_jax.training.logging import read_metrics
 from offload_jax.training.study import REFERENCE, Study, Sweep, variant_name
 from offload_jax.training.study_table import (
@@ -132,8 +133,12 @@ def _difficulty(study: Study, seeds: Sequence[Seed], path: Path) -> None:
     for method in methods:
         for seed in seeds:
             by_size: dict[int, list[bool]] = {}
-            for record in read_records(seed.workdir.records(method)):
-                by_size.setdefault(len(record.gold["numbers"]), []).append(record.called)
+            file = seed.workdir.records(method)
+            for record in read_records(file):
+                numbers = record.gold.get("numbers")
+                known = isinstance(numbers, list)
+                require(known, f"{file}: prompt {record.prompt_id} has no numbers.")
+                by_size.setdefault(len(numbers), []).append(record.called)
             for size, called in by_size.items():
                 cell = counts.setdefault(size, {}).setdefault(label(method), [])
                 cell.append(100 * float(np.mean(called)))

@@ -36,7 +36,14 @@ from offload_jax.evaluation.metrics import (
     outcome_of,
     randomly_offloaded,
 )
-from offload_jax.evaluation.records import Columns, columns, read_records, without_calls
+from offload_jax.evaluation.records import (
+    Columns,
+    check_same_cloud,
+    columns,
+    read_records,
+    without_calls,
+)
+from offload_jax.settings import require
 from offload_jax.training.study import BASE, Study, read_scores, scores_path
 from offload_jax.training.workdir import Workdir
 
@@ -78,9 +85,21 @@ class Seed:
     seed: int
 
     def results(self, policy: str, split: str = "test") -> Columns:
-        """The records of a policy."""
-        name = policy if split == "test" else f"{policy}.{split}"
-        return columns(read_records(self.workdir.records(name)))
+        """The records of a policy.
+
+        Raises:
+            ValueError: the file is damaged, or holds another policy's or seed's records.
+        """
+        path = self.workdir.records(policy if split == "test" else f"{policy}.{split}")
+        records = read_records(path)
+        try:
+            found = columns(records)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}.") from None
+        whose, seed = found.policy, records[0].seed
+        same = (whose, seed) == (policy, self.seed)
+        require(same, f"{path} holds the records of {whose}, seed {seed}.")
+        return found
 
 
 def seeds_of(study: Study, path: str | Path) -> list[Seed]:
@@ -99,28 +118,47 @@ def entries(study: Study, path: str | Path, over_cap: OverCap = "wrong") -> dict
 
 
 def _of_seed(study: Study, seed: Seed, over_cap: OverCap) -> dict[str, Entry]:
-    cap, start = study.base.evaluation.cap, seed.results(BASE)
-    everyone = cloud_only(start)
+    cap, start = study.base.evaluation.cap, _both(seed, BASE)
+    common = np.intersect1d(*(results.prompt_ids for results in start))
+    require(
+        not common.size,
+        f"{seed.workdir.path}: {common.size} prompts are test and validation prompts.",
+    )
+    everyone = cloud_only(start[0])
     rows = {
-        CLOUD: _asked(start, everyone, everyone.offloaded, None, False),
-        START: _own(start, cap, seed.seed, over_cap),
+        CLOUD: _asked(start[0], everyone, everyone.offloaded, None, False),
+        START: _own(start[0], cap, seed.seed, over_cap),
     }
     if study.routed is not None:
-        rows |= _routed_rows(study, seed)
+        rows |= _routed_rows(study, seed, start)
     for name in ordered(study.methods):
         if name == study.routed:
             continue
-        rows[label(name)] = _own(seed.results(name), cap, seed.seed, over_cap)
-        own, held_out = (without_calls(seed.results(name, split)) for split in _SPLITS)
+        results = _both(seed, name, start)
+        rows[label(name)] = _own(results[0], cap, seed.seed, over_cap)
+        own, held_out = map(without_calls, results)
         dial = routed(seed, held_out, own, held_out.p_call, own.p_call, cap)
         rows[f"{label(name)} + dial"] = dial
     return rows
 
 
-def _routed_rows(study: Study, seed: Seed) -> dict[str, Entry]:
+def _both(
+    seed: Seed, policy: str, start: tuple[Columns, Columns] | None = None
+) -> tuple[Columns, Columns]:
+    """A policy's test and validation records, of the prompts and the cloud of the start's."""
+    both = tuple(seed.results(policy, split) for split in _SPLITS)
+    for split, own, first in zip(_SPLITS, both, start or both, strict=True):
+        try:
+            check_same_cloud(first, own)
+        except ValueError as error:
+            raise ValueError(f"{seed.workdir.path}, {split} prompts: {error}.") from None
+    return both
+
+
+def _routed_rows(study: Study, seed: Seed, start: tuple[Columns, Columns]) -> dict[str, Entry]:
     """One policy, which is not meant to call, and everything that can be put on it."""
     cap = study.base.evaluation.cap
-    test, validation = (without_calls(seed.results(study.routed, split)) for split in _SPLITS)
+    test, validation = map(without_calls, _both(seed, study.routed, start))
     nobody = outcome_of(test, np.zeros(len(test.prompt_ids), bool), "no offloading")
     random = randomly_offloaded(test, cap, seed.seed)
     rows = {

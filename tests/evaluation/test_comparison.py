@@ -22,6 +22,7 @@ def results(device, called, cloud=CLOUD):
     return Columns(
         policy="a policy",
         prompt_ids=np.arange(len(device)),
+        contents=np.arange(len(device)),
         device_correct=np.array(device, bool),
         called=np.array(called, bool),
         fallback_known=each < 0,

@@ -111,7 +111,7 @@ def test_a_router_has_a_row_where_its_scores_are(root):
     for split, records in rows.items():
         # It is right about every prompt: the wrong ones come first.
         lines = [
-            {"prompt_id": r.prompt_id, "score": 0.0 if r.device_correct else 1.0 + i}
+            {"prompt_id": r.prompt_id, "score": 0.0 if r.device_correct else (1 + i) / 1e4}
             for i, r in enumerate(records)
         ]
         (folder / "scores").mkdir(exist_ok=True)

@@ -5,6 +5,8 @@ import dataclasses
 import importlib.util
 import io
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +131,67 @@ def test_a_finished_study_is_only_reported(finished, monkeypatch):
         assert (path / f"seed{seed}" / "metrics.jsonl").read_text() == text
 
 
+def test_a_finished_study_is_reported_without_its_weights(finished, tmp_path, monkeypatch):
+    study, path = finished
+    folder = shutil.copytree(path, tmp_path / "copy")
+    for seed in study.seeds:
+        for part in ("checkpoints", "data", "routers"):
+            shutil.rmtree(folder / f"seed{seed}" / part)
+    monkeypatch.setattr(study_module, "Job", None)
+    compute(study, folder, quiet())
+    report(study, folder, quiet())
+    assert (folder / "table.json").read_text() == (path / "table.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "change", "message"),
+    [
+        ("gapg", "collaboration_aware", {}, "gapg.jsonl holds the records of collaboration_aware"),
+        ("gapg", "../../seed1/records/gapg", {}, "gapg.jsonl holds the records of gapg, seed 1"),
+        ("gapg.validation", "gapg", {}, "validation prompts: two policies can only be compared"),
+        ("gapg", "gapg", {"question": "Make 1 from 1."}, "they come from different data"),
+        ("gapg", "gapg", {"gold": {"numbers": [1], "target": 1}}, "come from different data"),
+        ("gapg", "gapg", {"prompt_id": 2**70}, "line 1, is not a record: a record's prompt_id"),
+        ("gapg", "gapg", {"device_tokens": 10**6}, "cannot have device_tokens=1000000"),
+        ("gapg", "gapg", {"logprob": 5.0}, "a record's logprob cannot be positive: 5.0"),
+        ("start.validation", "start", {"policy": "start"}, "are test and validation prompts"),
+    ],
+)
+def test_records_of_something_else_are_refused(finished, tmp_path, file, source, change, message):
+    study, path = finished
+    folder = shutil.copytree(path, tmp_path / "copy", ignore=shutil.ignore_patterns("check*"))
+    records = folder / "seed0" / "records"
+    first, *rest = (records / f"{source}.jsonl").read_text().splitlines(keepends=True)
+    text = json.dumps({**json.loads(first), **change}) + "\n" + "".join(rest)
+    (records / f"{file}.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        entries(study, folder)
+
+
+def test_records_of_another_cloud_are_refused(finished, tmp_path):
+    study, path = finished
+    folder = shutil.copytree(path, tmp_path / "copy", ignore=shutil.ignore_patterns("check*"))
+    file = folder / "seed0" / "records" / "gapg.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    flipped = [{**row, "cloud_correct": not row["cloud_correct"]} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in flipped))
+    with pytest.raises(ValueError, match="come from different clouds"):
+        entries(study, folder)
+
+
+@pytest.mark.parametrize(
+    ("score", "stands"), [(0.5, True), (7.5, False), (-0.1, False), (1, False), (None, False)]
+)
+def test_a_router_score_is_a_probability(tmp_path, score, stands):
+    path = tmp_path / "router.test.jsonl"
+    path.write_text(json.dumps({"prompt_id": 3, "score": score}) + "\n")
+    if stands:
+        assert read_scores(path, [3]) == [score]
+    else:
+        with pytest.raises(ValueError, match=r"router.test.jsonl, line 1"):
+            read_scores(path, [3])
+
+
 def test_rows_follow_from_records_and_scores(finished):
     study, path = finished
     rows, cap = entries(study, path), study.base.evaluation.cap
@@ -176,7 +239,7 @@ def test_the_row_of_the_oracle_gives_away_nothing_that_the_device_alone_solves()
     results = columns(many(["right"] * 9 + ["wrong"], [False] * 10))
     seed = SimpleNamespace(seed=0, results=lambda policy, split="test": results)
     study = dataclasses.replace(from_config(config_of("main")), routers={}, samples=0)
-    outcome = study_table._routed_rows(study, seed)["& oracle"].outcome
+    outcome = study_table._routed_rows(study, seed, (results, results))["& oracle"].outcome
     assert outcome.correct.sum() == 9 and outcome.offloaded.sum() <= 1
 
 
