@@ -159,8 +159,8 @@ def records_of(attempts):
     """What evaluation would have noted of them."""
     rows = []
     for attempt in attempts:
-        tokens = list(attempt.tokens)
-        changes = {"response": attempt.text, "response_tokens": tokens, "device_tokens": len(tokens)}
+        tokens = {"response_tokens": list(attempt.tokens), "device_tokens": len(attempt.tokens)}
+        changes = {"response": attempt.text, **tokens}
         kind = "call" if attempt.called else "wrong"
         rows.append(dataclasses.replace(record(attempt.question.prompt.id, kind), **changes))
     return rows
