@@ -1,6 +1,6 @@
 """Compares methods: `python -m experiments.table --config=configs/x_table.py --workdir=DIR`.
 
-Trains what is missing, evaluates it, and writes table.md, table.tex, table.json and the figures;
+Trains what is missing, evaluates it, and writes table.{md,tex,json}, validation.md and figures;
 running the same command again in the same workdir resumes it. `--paper=table1` trains nothing: it
 sets finished runs, a folder in DIR per experiment (see docs/reproduction.md), beside the paper's
 numbers.
