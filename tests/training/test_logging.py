@@ -177,3 +177,11 @@ def test_on_a_terminal_progress_is_a_bar_with_the_same_numbers(monkeypatch):
     assert "2.00 s/step  reward 0.250  call ratio 0.500  2:13:18 left" in text
     assert "1/4000" in text
     assert "a [warning] above the bar" in text
+
+
+@pytest.mark.parametrize("row", ['{"step": 1}', '{"stage": "gapg"}', '{"step": "1", "stage": "a"}'])
+def test_a_row_that_is_no_stages_step_is_refused_by_its_line(tmp_path, row):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "stage": "gapg"}\n' + row + "\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2, is not a stage's step"):
+        read_metrics(path)
